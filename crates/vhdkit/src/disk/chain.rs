@@ -1,0 +1,237 @@
+//! Opening a disk with all its ancestors.
+
+use std::collections::HashMap;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::locate::{ParentMap, find_parent};
+use super::{Layer, VirtualDisk, detect_format, open_image};
+use crate::error::{Context, Error, ErrorKind, Result};
+use crate::image::{Format, ImageInfo};
+use crate::storage::{Access, FileStorage, Storage};
+
+/// Longest chain that is followed; each image of it is an open file.
+const MAX_DEPTH: usize = 1024;
+
+/// Where the parents of a differencing disk come from.
+#[derive(Clone, Debug, Default)]
+#[expect(clippy::exhaustive_enums, reason = "there is no fourth way")]
+pub enum Parents {
+    /// As the images' own records say.
+    #[default]
+    Recorded,
+    /// These files, the direct parent first; what lies behind the last one comes from its records.
+    Given(Vec<PathBuf>),
+    /// None: only the leaf is opened, and what it does not hold reads as zeros. For looking at one file.
+    Ignored,
+}
+
+/// How to open a disk.
+#[derive(Clone, Debug, Default)]
+pub struct OpenOptions {
+    writable: bool,
+    format: Option<Format>,
+    parents: Parents,
+    parent_map: ParentMap,
+}
+
+impl OpenOptions {
+    /// Read-only, format by content, parents as recorded.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Opens the leaf for writing; parents are always opened read-only.
+    #[must_use]
+    pub fn writable(mut self, writable: bool) -> Self {
+        self.writable = writable;
+        self
+    }
+
+    /// Takes the file as this format instead of looking. Use [`Format::Raw`] for raw disks whose guest is not
+    /// trusted: it could write another format's signature.
+    #[must_use]
+    pub fn format(mut self, format: Format) -> Self {
+        self.format = Some(format);
+        self
+    }
+
+    /// Where parents come from.
+    #[must_use]
+    pub fn parents(mut self, parents: Parents) -> Self {
+        self.parents = parents;
+        self
+    }
+
+    /// Where folders of the system that made the disk are on this one.
+    #[must_use]
+    pub fn parent_map(mut self, map: ParentMap) -> Self {
+        self.parent_map = map;
+        self
+    }
+
+    /// Opens the disk.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NotFound`], [`ErrorKind::AccessDenied`], [`ErrorKind::SharingViolation`]; the format's own kinds
+    /// for damage; [`ErrorKind::ParentNotFound`], [`ErrorKind::ParentAccessDenied`], [`ErrorKind::ParentIdMismatch`],
+    /// [`ErrorKind::ParentSizeMismatch`], [`ErrorKind::ChainCycle`] and [`ErrorKind::ErrorInParent`] for the chain.
+    pub fn open(&self, path: impl AsRef<Path>) -> Result<VirtualDisk> {
+        self.open_chain(path.as_ref()).while_doing("cannot open")
+    }
+
+    fn open_chain(&self, path: &Path) -> Result<VirtualDisk> {
+        let mut layers = Vec::new();
+        let mut seen: HashMap<(u64, u64), PathBuf> = HashMap::new();
+        let (mut layer, mut info) = self.open_layer(path, self.writable)?;
+        seen.extend(file_id(path).map(|id| (id, path.to_path_buf())));
+        loop {
+            let depth = layers.len();
+            let parent = match (&self.parents, &info.parent) {
+                (Parents::Ignored, _) | (_, None) => None,
+                (Parents::Given(given), Some(_)) if depth < given.len() => {
+                    Some(given[depth].clone())
+                }
+                (_, Some(reference)) => Some(
+                    find_parent(layer.path(), reference, &self.parent_map).at_path(layer.path())?,
+                ),
+            };
+            let child_path = layer.path().to_path_buf();
+            layers.push(layer);
+            let Some(parent) = parent else { break };
+            if depth + 1 >= MAX_DEPTH {
+                return Err(Error::new(
+                    ErrorKind::ChainCycle,
+                    format!("the chain is longer than {MAX_DEPTH} disks"),
+                )
+                .with_path(path));
+            }
+            if let Some(id) = file_id(&parent) {
+                if seen.contains_key(&id) {
+                    return Err(cycle(&child_path, &parent));
+                }
+                seen.insert(id, parent.clone());
+            }
+            let (next, next_info) = self
+                .open_layer(&parent, false)
+                .map_err(|e| in_parent(&e, &child_path, &parent))?;
+            verify(&info, &child_path, &next_info, &parent)?;
+            (layer, info) = (next, next_info);
+        }
+        VirtualDisk::from_layers(layers, self.writable)
+    }
+
+    fn open_layer(&self, path: &Path, writable: bool) -> Result<(Layer, ImageInfo)> {
+        let access = if writable {
+            Access::ReadWrite
+        } else {
+            Access::ReadOnly
+        };
+        let storage: Arc<dyn Storage> = Arc::new(FileStorage::open(path, access)?);
+        let format = match self.format {
+            Some(format) if writable == self.writable => format,
+            _ => detect_format(&*storage).at_path(path)?,
+        };
+        let image = open_image(storage, format, writable).at_path(path)?;
+        let info = image.info();
+        Ok((Layer::new(image, path), info))
+    }
+}
+
+/// The child's records against what the parent is.
+fn verify(child: &ImageInfo, child_path: &Path, parent: &ImageInfo, path: &Path) -> Result<()> {
+    let Some(reference) = &child.parent else {
+        return Ok(());
+    };
+    if parent.format != child.format {
+        return Err(Error::new(
+            ErrorKind::ParentIdMismatch,
+            format!(
+                "its parent {} is a {} file, not {}",
+                path.display(),
+                parent.format.name(),
+                child.format.name()
+            ),
+        )
+        .with_path(child_path)
+        .with_hint("name the right parent with --parent"));
+    }
+    match parent.link_identifier {
+        Some(id) if reference.identifiers.contains(&id) => {}
+        id => {
+            let expected: Vec<_> = reference
+                .identifiers
+                .iter()
+                .map(ToString::to_string)
+                .collect();
+            return Err(Error::new(
+                ErrorKind::ParentIdMismatch,
+                format!(
+                    "it was made for a parent with identifier {}, but {} has {}",
+                    expected.join(" or "),
+                    path.display(),
+                    id.map_or_else(|| "none".into(), |id| id.to_string())
+                ),
+            )
+            .with_path(child_path)
+            .with_hint(
+                "the parent was changed or replaced after this disk was made; restore the right parent, or name it with --parent",
+            ));
+        }
+    }
+    if parent.logical_sector_size != child.logical_sector_size {
+        return Err(Error::new(
+            ErrorKind::ParentSizeMismatch,
+            format!(
+                "it has sectors of {} bytes, its parent {} of {}",
+                child.logical_sector_size,
+                path.display(),
+                parent.logical_sector_size
+            ),
+        )
+        .with_path(child_path));
+    }
+    Ok(())
+}
+
+fn in_parent(error: &Error, child: &Path, parent: &Path) -> Error {
+    let kind = match error.kind() {
+        ErrorKind::NotFound | ErrorKind::PathNotFound => ErrorKind::ParentNotFound,
+        ErrorKind::AccessDenied => ErrorKind::ParentAccessDenied,
+        kind @ (ErrorKind::SharingViolation
+        | ErrorKind::ReadFault
+        | ErrorKind::Io
+        | ErrorKind::OutOfMemory) => kind,
+        _ => ErrorKind::ErrorInParent,
+    };
+    let hint = error.hint().map(str::to_owned);
+    let error = Error::new(
+        kind,
+        format!(
+            "its parent {} cannot be opened: {}",
+            parent.display(),
+            error.reason()
+        ),
+    )
+    .with_path(child);
+    match hint {
+        Some(hint) => error.with_hint(hint),
+        None => {
+            error.with_hint("name the right parent with --parent, or its folder with --parent-map")
+        }
+    }
+}
+
+fn cycle(child: &Path, parent: &Path) -> Error {
+    Error::new(
+        ErrorKind::ChainCycle,
+        format!("its parent {} is one of its own children", parent.display()),
+    )
+    .with_path(child)
+    .with_hint("name the right parent with --parent")
+}
+
+fn file_id(path: &Path) -> Option<(u64, u64)> {
+    std::fs::metadata(path).ok().map(|m| (m.dev(), m.ino()))
+}

@@ -1,0 +1,334 @@
+//! Finding a parent by the paths that its child recorded, mostly on another system.
+
+use std::path::{Path, PathBuf};
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::image::{ParentPath, ParentPathKind, ParentReference};
+
+/// Where folders of the system that made a disk are on this one: `C:\Disks` → `/mnt/disks`.
+#[derive(Clone, Debug, Default)]
+pub struct ParentMap(Vec<(Vec<String>, PathBuf)>);
+
+impl ParentMap {
+    /// Nothing is mapped.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Adds a folder. Case does not matter in `windows`, nor a leading `\\?\`; of several that fit, the longest counts.
+    pub fn add(&mut self, windows: &str, local: impl Into<PathBuf>) {
+        self.0
+            .push((components(strip_extended(windows)), local.into()));
+        self.0
+            .sort_by_key(|(from, _)| std::cmp::Reverse(from.len()));
+    }
+
+    /// Adds `WINDOWS=LOCAL`.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidParameter`] if there is no `=` or one side is empty.
+    pub fn add_pair(&mut self, pair: &str) -> Result<()> {
+        match pair.split_once('=') {
+            Some((windows, local)) if !windows.is_empty() && !local.is_empty() => {
+                self.add(windows, local);
+                Ok(())
+            }
+            _ => Err(Error::new(
+                ErrorKind::InvalidParameter,
+                format!("'{pair}' is not of the form WINDOWS=LOCAL"),
+            )
+            .with_hint(r"for instance C:\Disks=/mnt/disks")),
+        }
+    }
+
+    fn apply(&self, windows: &str) -> Option<PathBuf> {
+        let path = components(strip_extended(windows));
+        let (from, to) = self.0.iter().find(|(from, _)| {
+            from.len() <= path.len()
+                && from
+                    .iter()
+                    .zip(&path)
+                    .all(|(a, b)| a.to_lowercase() == b.to_lowercase())
+        })?;
+        Some(descend(to, &path[from.len()..]))
+    }
+}
+
+/// The parent's file: the first recorded path that leads to one.
+pub(super) fn find_parent(
+    child: &Path,
+    reference: &ParentReference,
+    map: &ParentMap,
+) -> Result<PathBuf> {
+    let folder = match child.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => folder,
+        _ => Path::new("."),
+    };
+    let mut tried: Vec<PathBuf> = Vec::new();
+    let beside = reference
+        .paths
+        .iter()
+        .filter_map(|p| components(&p.path).pop())
+        .filter(|name| name != "." && name != "..")
+        .map(|name| descend(folder, &[name]));
+    let recorded = reference
+        .paths
+        .iter()
+        .filter_map(|p| resolve(folder, p, map));
+    for candidate in recorded.chain(beside) {
+        if candidate.exists() {
+            return Ok(candidate);
+        }
+        if !tried.contains(&candidate) {
+            tried.push(candidate);
+        }
+    }
+    let recorded: Vec<_> = reference.paths.iter().map(|p| p.path.as_str()).collect();
+    let tried: Vec<_> = tried.iter().map(|p| p.display().to_string()).collect();
+    Err(Error::new(
+        ErrorKind::ParentNotFound,
+        format!(
+            "its parent was not found: recorded as {}; tried {}",
+            if recorded.is_empty() {
+                "nothing".into()
+            } else {
+                recorded.join(", ")
+            },
+            if tried.is_empty() {
+                "nothing".into()
+            } else {
+                tried.join(", ")
+            }
+        ),
+    )
+    .with_hint("name the parent with --parent FILE, or its folder with --parent-map WINDOWS=LOCAL"))
+}
+
+fn resolve(folder: &Path, stored: &ParentPath, map: &ParentMap) -> Option<PathBuf> {
+    match stored.kind {
+        ParentPathKind::Relative | ParentPathKind::Name => {
+            // An absolute path in a place for relative ones is met in the wild.
+            if stored.path.contains(':') || stored.path.starts_with(['\\', '/']) {
+                return absolute(&stored.path, map);
+            }
+            Some(descend(folder, &components(&stored.path)))
+        }
+        ParentPathKind::Absolute => absolute(&stored.path, map),
+        ParentPathKind::Volume => map.apply(&stored.path),
+        ParentPathKind::Url => {
+            let rest = stored.path.strip_prefix("file://")?;
+            let rest = rest.strip_prefix("localhost").unwrap_or(rest);
+            let path = percent_decode(rest)?;
+            match path.strip_prefix("./") {
+                Some(relative) => Some(folder.join(relative)),
+                None => Some(PathBuf::from(path)),
+            }
+        }
+    }
+}
+
+fn absolute(path: &str, map: &ParentMap) -> Option<PathBuf> {
+    if let Some(mapped) = map.apply(path) {
+        return Some(mapped);
+    }
+    path.starts_with('/').then(|| PathBuf::from(path))
+}
+
+fn strip_extended(path: &str) -> &str {
+    path.strip_prefix(r"\\?\").unwrap_or(path)
+}
+
+fn components(path: &str) -> Vec<String> {
+    path.split(['\\', '/'])
+        .filter(|part| !part.is_empty())
+        .map(str::to_owned)
+        .collect()
+}
+
+/// Follows Windows path components from a folder; where a name does not exist as written, one that differs only in
+/// case is taken.
+fn descend(folder: &Path, parts: &[String]) -> PathBuf {
+    let mut path = folder.to_path_buf();
+    for part in parts {
+        match part.as_str() {
+            "." => {}
+            ".." => path.push(".."),
+            name => {
+                let exact = path.join(name);
+                path = if exact.exists() {
+                    exact
+                } else {
+                    other_case(&path, name).unwrap_or(exact)
+                };
+            }
+        }
+    }
+    path
+}
+
+fn other_case(folder: &Path, name: &str) -> Option<PathBuf> {
+    let wanted = name.to_lowercase();
+    let mut found: Vec<PathBuf> = std::fs::read_dir(folder)
+        .ok()?
+        .filter_map(|entry| Some(entry.ok()?.path()))
+        .filter(|path| {
+            path.file_name()
+                .and_then(|n| n.to_str())
+                .is_some_and(|n| n.to_lowercase() == wanted)
+        })
+        .collect();
+    // Of several, always the same one.
+    found.sort();
+    found.into_iter().next()
+}
+
+fn percent_decode(text: &str) -> Option<String> {
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text.bytes();
+    while let Some(byte) = rest.next() {
+        bytes.push(if byte == b'%' {
+            let hex = [rest.next()?, rest.next()?];
+            u8::from_str_radix(std::str::from_utf8(&hex).ok()?, 16).ok()?
+        } else {
+            byte
+        });
+    }
+    String::from_utf8(bytes).ok()
+}
+
+/// The path of `target` as seen from the folder of `from`, with Windows separators and a leading `.\` or `..\`.
+/// Both are made absolute first; symbolic links are not resolved. Text that is not UTF-8 is replaced.
+///
+/// # Errors
+/// [`ErrorKind::Io`] if the current folder is gone.
+pub fn relative_windows_path(from: &Path, target: &Path) -> Result<String> {
+    let absolute = |path: &Path| {
+        std::path::absolute(path).map_err(|e| Error::io("resolve", e).with_path(path))
+    };
+    let (from, target) = (absolute(from)?, absolute(target)?);
+    let names = |path: &Path| -> Vec<String> {
+        let mut names = Vec::new();
+        for part in path.components() {
+            match part {
+                std::path::Component::Normal(name) => {
+                    names.push(name.to_string_lossy().into_owned());
+                }
+                std::path::Component::ParentDir => {
+                    names.pop();
+                }
+                _ => {}
+            }
+        }
+        names
+    };
+    let (mut from, target) = (names(&from), names(&target));
+    from.pop();
+    let common = from.iter().zip(&target).take_while(|(a, b)| a == b).count();
+    let up = from.len() - common;
+    let mut parts = vec![if up == 0 { "." } else { ".." }];
+    parts.extend(std::iter::repeat_n("..", up.saturating_sub(1)));
+    parts.extend(target[common..].iter().map(String::as_str));
+    Ok(parts.join("\\"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn reference(paths: &[(ParentPathKind, &str)]) -> ParentReference {
+        ParentReference {
+            paths: paths
+                .iter()
+                .map(|&(kind, p)| ParentPath {
+                    kind,
+                    path: p.into(),
+                })
+                .collect(),
+            ..ParentReference::default()
+        }
+    }
+
+    #[test]
+    fn relative_paths_have_windows_separators() {
+        for (from, to, expected) in [
+            ("/a/child.vhdx", "/a/parent.vhdx", r".\parent.vhdx"),
+            ("/a/b/child.vhdx", "/a/parent.vhdx", r"..\parent.vhdx"),
+            (
+                "/a/b/child.vhdx",
+                "/c/d/parent.vhdx",
+                r"..\..\c\d\parent.vhdx",
+            ),
+            ("/a/child.vhdx", "/a/b/../c/parent.vhdx", r".\c\parent.vhdx"),
+        ] {
+            assert_eq!(
+                relative_windows_path(Path::new(from), Path::new(to)).unwrap(),
+                expected
+            );
+        }
+    }
+
+    #[test]
+    fn t33_every_form_of_parent_path_is_followed() {
+        use ParentPathKind::*;
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path();
+        std::fs::create_dir_all(root.join("Disks/Sub Folder")).unwrap();
+        for name in [
+            "Disks/base.vhdx",
+            "Disks/Sub Folder/Größe😀.vhdx",
+            "Disks/beside.vhdx",
+        ] {
+            std::fs::write(root.join(name), "").unwrap();
+        }
+        let child = root.join("Disks/child.vhdx");
+        let mut map = ParentMap::new();
+        map.add(r"D:\vm", root.join("Disks"));
+        map.add(r"\\server\share", root.join("Disks"));
+        map.add(
+            r"\\?\Volume{9cdf8dfa-0000-0000-0000-501f00000000}",
+            root.join("Disks"),
+        );
+        let url = format!("file://localhost{}", root.join("Disks/base.vhdx").display());
+        let unix = root.join("Disks/base.vhdx").display().to_string();
+        for (kind, path, expected) in [
+            (Relative, r".\base.vhdx", "Disks/base.vhdx"),
+            (Relative, r".\BASE.VHDX", "Disks/base.vhdx"),
+            (
+                Relative,
+                r"sub folder\größe😀.vhdx",
+                "Disks/Sub Folder/Größe😀.vhdx",
+            ),
+            (Relative, r"..\disks\base.vhdx", "Disks/../Disks/base.vhdx"),
+            (Absolute, r"\\?\d:\VM\base.vhdx", "Disks/base.vhdx"),
+            (
+                Absolute,
+                r"D:\vm\Sub Folder\Größe😀.vhdx",
+                "Disks/Sub Folder/Größe😀.vhdx",
+            ),
+            (Absolute, r"\\server\share\base.vhdx", "Disks/base.vhdx"),
+            (Absolute, r"E:\elsewhere\beside.vhdx", "Disks/beside.vhdx"),
+            (Absolute, &unix, "Disks/base.vhdx"),
+            (
+                Volume,
+                r"\\?\Volume{9cdf8dfa-0000-0000-0000-501f00000000}\base.vhdx",
+                "Disks/base.vhdx",
+            ),
+            (Url, &url, "Disks/base.vhdx"),
+            (Url, "file://./base.vhdx", "Disks/base.vhdx"),
+            (Name, "beside.vhdx", "Disks/beside.vhdx"),
+        ] {
+            let found = find_parent(&child, &reference(&[(kind, path)]), &map)
+                .unwrap_or_else(|e| panic!("{path}: {e}"));
+            assert_eq!(found, root.join(expected), "{path}");
+        }
+        let missing = find_parent(&child, &reference(&[(Relative, r".\gone.vhdx")]), &map);
+        assert_eq!(missing.unwrap_err().kind(), ErrorKind::ParentNotFound);
+    }
+
+    #[test]
+    fn a_map_needs_two_sides() {
+        assert!(ParentMap::new().add_pair(r"C:\x=/y").is_ok());
+        assert!(ParentMap::new().add_pair("nothing").is_err());
+        assert!(ParentMap::new().add_pair("=x").is_err());
+    }
+}

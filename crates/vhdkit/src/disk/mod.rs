@@ -1,0 +1,413 @@
+//! Floor 2: [`VirtualDisk`], a chain of images from the leaf to the base.
+//!
+//! Reads and extents resolve through the chain, iteratively, so that its length costs no stack; writes go to the leaf.
+
+mod chain;
+mod detect;
+mod locate;
+
+pub use chain::{OpenOptions, Parents};
+pub use detect::{detect_format, open_image};
+pub use locate::{ParentMap, relative_windows_path};
+
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+use crate::error::{Context, Error, ErrorKind, Result};
+use crate::image::{Backing, ExtentKind, Image, ImageInfo, ZeroMode};
+use crate::num::to_usize;
+
+/// A virtual disk: one image, or a differencing image with all its ancestors.
+///
+/// All methods may be called from any number of threads at once. Dropping a writable disk closes it as
+/// [`VirtualDisk::close`] does, but cannot report an error: call `close` where it matters.
+pub struct VirtualDisk {
+    /// The leaf first. Never empty.
+    layers: Vec<Layer>,
+    virtual_size: u64,
+    writable: bool,
+}
+
+/// One image of a chain.
+pub struct Layer {
+    image: Box<dyn Image>,
+    path: PathBuf,
+}
+
+impl Layer {
+    /// An image and the name under which messages speak of it.
+    pub fn new(image: Box<dyn Image>, path: impl Into<PathBuf>) -> Self {
+        Self {
+            image,
+            path: path.into(),
+        }
+    }
+
+    /// The image.
+    pub fn image(&self) -> &dyn Image {
+        &*self.image
+    }
+
+    /// Its file.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+/// A run of the disk that has one answer, resolved through the chain. Lengths and offsets are in bytes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[expect(clippy::exhaustive_structs, reason = "a plain answer")]
+pub struct DiskExtent {
+    /// How long the run is.
+    pub length: u64,
+    /// Where it is; `None` if it reads as zeros.
+    pub data: Option<DataLocation>,
+}
+
+/// Where data is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[expect(clippy::exhaustive_structs, reason = "a plain answer")]
+pub struct DataLocation {
+    /// Index into [`VirtualDisk::layers`]: 0 is the leaf.
+    pub layer: usize,
+    /// Byte offset in that layer's file.
+    pub storage_offset: u64,
+}
+
+impl VirtualDisk {
+    /// Opens a disk read-only, with its parents found as its own records say.
+    ///
+    /// # Errors
+    /// See [`OpenOptions::open`].
+    pub fn open(path: impl AsRef<Path>) -> Result<Self> {
+        OpenOptions::new().open(path)
+    }
+
+    /// A disk of images that are already open: the leaf first, then its parent, and so on. Linkage is not verified.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidParameter`] if there is no layer.
+    pub fn from_layers(layers: Vec<Layer>, writable: bool) -> Result<Self> {
+        let Some(leaf) = layers.first() else {
+            return Err(Error::new(
+                ErrorKind::InvalidParameter,
+                "a disk needs at least one image",
+            ));
+        };
+        let virtual_size = leaf.image.virtual_size();
+        Ok(Self {
+            layers,
+            virtual_size,
+            writable,
+        })
+    }
+
+    /// The images, leaf first.
+    pub fn layers(&self) -> &[Layer] {
+        &self.layers
+    }
+
+    /// What the leaf says about itself.
+    pub fn info(&self) -> ImageInfo {
+        self.leaf().image.info()
+    }
+
+    /// The leaf's file.
+    pub fn path(&self) -> &Path {
+        &self.leaf().path
+    }
+
+    /// Size of the disk in bytes.
+    pub fn virtual_size(&self) -> u64 {
+        self.virtual_size
+    }
+
+    /// True if it was opened for writing.
+    pub fn is_writable(&self) -> bool {
+        self.writable
+    }
+
+    /// Fills `buf` from `offset`, a range of any alignment.
+    ///
+    /// # Errors
+    /// [`ErrorKind::BeyondEnd`] if the range reaches past the end; [`ErrorKind::ReadFault`] and what a damaged image
+    /// gives.
+    pub fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
+        self.check_range(offset, buf.len() as u64)?;
+        if buf.is_empty() {
+            return Ok(());
+        }
+        read_layers(&self.layers, offset, buf)
+    }
+
+    /// Writes `data` at `offset`, a range of any alignment.
+    ///
+    /// # Errors
+    /// [`ErrorKind::BeyondEnd`], [`ErrorKind::WriteProtected`], [`ErrorKind::DiskFull`], [`ErrorKind::WriteFault`];
+    /// [`ErrorKind::InvalidState`] after an error that made the file untrustworthy until it is opened again.
+    pub fn write_at(&self, offset: u64, data: &[u8]) -> Result<()> {
+        self.check_write(offset, data.len() as u64)?;
+        if data.is_empty() {
+            return Ok(());
+        }
+        let leaf = self.leaf();
+        leaf.image
+            .write_at(offset, data, &self.ancestors())
+            .at_path(&leaf.path)
+    }
+
+    /// Makes a range read as zeros.
+    ///
+    /// # Errors
+    /// As [`VirtualDisk::write_at`].
+    pub fn zero(&self, offset: u64, length: u64, mode: ZeroMode) -> Result<()> {
+        self.check_write(offset, length)?;
+        if length == 0 {
+            return Ok(());
+        }
+        let leaf = self.leaf();
+        leaf.image
+            .zero(offset, length, mode, &self.ancestors())
+            .at_path(&leaf.path)
+    }
+
+    /// Tells that the range is no longer needed: each of its sectors then reads as zeros or as before, never as data
+    /// of a parent that had been overwritten.
+    ///
+    /// # Errors
+    /// As [`VirtualDisk::write_at`].
+    pub fn discard(&self, offset: u64, length: u64) -> Result<()> {
+        self.check_write(offset, length)?;
+        if length == 0 {
+            return Ok(());
+        }
+        let leaf = self.leaf();
+        leaf.image
+            .discard(offset, length, &self.ancestors())
+            .at_path(&leaf.path)
+    }
+
+    /// Returns when everything written before would survive a crash or a power cut.
+    ///
+    /// # Errors
+    /// As [`VirtualDisk::write_at`].
+    pub fn flush(&self) -> Result<()> {
+        let leaf = self.leaf();
+        if self.writable {
+            leaf.image.flush().at_path(&leaf.path)
+        } else {
+            Ok(())
+        }
+    }
+
+    /// Flushes and leaves the files clean.
+    ///
+    /// # Errors
+    /// As [`VirtualDisk::write_at`].
+    pub fn close(self) -> Result<()> {
+        self.close_leaf()
+    }
+
+    /// The longest run starting at `offset`, at most `length` bytes, that has one answer.
+    ///
+    /// # Errors
+    /// [`ErrorKind::BeyondEnd`], [`ErrorKind::InvalidParameter`] if `length` is zero, and what a damaged image gives.
+    pub fn map(&self, offset: u64, length: u64) -> Result<DiskExtent> {
+        self.check_range(offset, length)?;
+        if length == 0 {
+            return Err(Error::new(
+                ErrorKind::InvalidParameter,
+                "an extent query needs a length",
+            ));
+        }
+        map_layers(&self.layers, offset, length)
+    }
+
+    /// The runs of a range, one after the other. Neighbouring runs of zeros come as one.
+    pub fn extents(&self, range: Range<u64>) -> Extents<'_> {
+        Extents { disk: self, range }
+    }
+
+    fn leaf(&self) -> &Layer {
+        &self.layers[0]
+    }
+
+    fn ancestors(&self) -> Ancestors<'_> {
+        Ancestors(&self.layers[1..])
+    }
+
+    fn check_range(&self, offset: u64, length: u64) -> Result<()> {
+        if offset
+            .checked_add(length)
+            .is_none_or(|end| end > self.virtual_size)
+        {
+            return Err(Error::new(
+                ErrorKind::BeyondEnd,
+                format!(
+                    "{length} bytes at {offset} reach past the end of the disk at {}",
+                    self.virtual_size
+                ),
+            )
+            .with_path(self.path()));
+        }
+        Ok(())
+    }
+
+    fn check_write(&self, offset: u64, length: u64) -> Result<()> {
+        if !self.writable {
+            return Err(
+                Error::new(ErrorKind::WriteProtected, "the disk was opened read-only")
+                    .with_path(self.path()),
+            );
+        }
+        self.check_range(offset, length)
+    }
+
+    fn close_leaf(&self) -> Result<()> {
+        let leaf = self.leaf();
+        if self.writable {
+            leaf.image.close().at_path(&leaf.path)
+        } else {
+            Ok(())
+        }
+    }
+}
+
+impl Drop for VirtualDisk {
+    fn drop(&mut self) {
+        // Whoever needs to know calls `close`, after which this does nothing.
+        let _ = self.close_leaf();
+    }
+}
+
+/// See [`VirtualDisk::extents`].
+pub struct Extents<'a> {
+    disk: &'a VirtualDisk,
+    range: Range<u64>,
+}
+
+impl Iterator for Extents<'_> {
+    type Item = Result<(u64, DiskExtent)>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let start = self.range.start;
+        if start >= self.range.end {
+            return None;
+        }
+        let mut found = match self.disk.map(start, self.range.end - start) {
+            Ok(extent) => extent,
+            Err(e) => {
+                self.range.start = self.range.end;
+                return Some(Err(e));
+            }
+        };
+        while found.data.is_none() && start + found.length < self.range.end {
+            let at = start + found.length;
+            match self.disk.map(at, self.range.end - at) {
+                Ok(DiskExtent { length, data: None }) => found.length += length,
+                // An error is met again, at its own place, by the next call.
+                _ => break,
+            }
+        }
+        self.range.start = start + found.length;
+        Some(Ok((start, found)))
+    }
+}
+
+/// The layers behind a leaf.
+struct Ancestors<'a>(&'a [Layer]);
+
+impl Backing for Ancestors<'_> {
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
+        if self.0.is_empty() {
+            buf.fill(0);
+            return Ok(());
+        }
+        let inside = self.0[0]
+            .image
+            .virtual_size()
+            .saturating_sub(offset)
+            .min(buf.len() as u64);
+        let (real, past) = buf.split_at_mut(to_usize(inside));
+        past.fill(0);
+        if real.is_empty() {
+            Ok(())
+        } else {
+            read_layers(self.0, offset, real)
+        }
+    }
+
+    fn is_zero(&self, offset: u64, length: u64) -> Result<bool> {
+        let end = match self.0.first() {
+            None => return Ok(true),
+            Some(parent) => (offset + length).min(parent.image.virtual_size()),
+        };
+        let mut at = offset;
+        while at < end {
+            let extent = map_layers(self.0, at, end - at)?;
+            if extent.data.is_some() {
+                return Ok(false);
+            }
+            at += extent.length;
+        }
+        Ok(true)
+    }
+}
+
+fn read_layers(layers: &[Layer], offset: u64, buf: &mut [u8]) -> Result<()> {
+    // Neither vector allocates unless a parent is asked.
+    let mut absent = Vec::new();
+    layers[0]
+        .image
+        .read_at(offset, buf, &mut absent)
+        .at_path(&layers[0].path)?;
+    for layer in &layers[1..] {
+        if absent.is_empty() {
+            return Ok(());
+        }
+        let size = layer.image.virtual_size();
+        for Range { start, end } in std::mem::take(&mut absent) {
+            let part = &mut buf[to_usize(start - offset)..to_usize(end - offset)];
+            let inside = size.saturating_sub(start).min(end - start);
+            let (real, past) = part.split_at_mut(to_usize(inside));
+            past.fill(0);
+            if !real.is_empty() {
+                layer
+                    .image
+                    .read_at(start, real, &mut absent)
+                    .at_path(&layer.path)?;
+            }
+        }
+    }
+    for Range { start, end } in absent {
+        buf[to_usize(start - offset)..to_usize(end - offset)].fill(0);
+    }
+    Ok(())
+}
+
+fn map_layers(layers: &[Layer], offset: u64, mut length: u64) -> Result<DiskExtent> {
+    for (i, layer) in layers.iter().enumerate() {
+        let size = layer.image.virtual_size();
+        if offset >= size {
+            break;
+        }
+        if i > 0 {
+            length = length.min(size - offset);
+        }
+        let extent = layer.image.map(offset, length).at_path(&layer.path)?;
+        debug_assert!(extent.length > 0 && extent.length <= length);
+        length = extent.length;
+        match extent.kind {
+            ExtentKind::Data { storage_offset } => {
+                let data = Some(DataLocation {
+                    layer: i,
+                    storage_offset,
+                });
+                return Ok(DiskExtent { length, data });
+            }
+            ExtentKind::Zero => break,
+            ExtentKind::Absent => {}
+        }
+    }
+    Ok(DiskExtent { length, data: None })
+}

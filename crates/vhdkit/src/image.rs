@@ -1,0 +1,409 @@
+//! Floor 1: what every image format offers, written once as [`Image`].
+//!
+//! An image is one open file of one format: a sparse block device that may say "ask my parent". Chains, verbs and
+//! faces know images only through this trait.
+//!
+//! Concurrency: every method may be called from any number of threads. Two writes to overlapping ranges at the same
+//! time leave, per sector, the bytes of one of them; writes to disjoint byte ranges never disturb each other, also
+//! when they share a sector or a block.
+
+use std::ops::Range;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use uuid::Uuid;
+
+use crate::error::Result;
+use crate::storage::Storage;
+
+/// A file format.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[non_exhaustive]
+pub enum Format {
+    /// The bytes of the disk and nothing else.
+    Raw,
+    /// Virtual hard disk, version 1 (`.vhd`, `.avhd`).
+    Vhd,
+    /// Virtual hard disk, version 2 (`.vhdx`, `.avhdx`).
+    Vhdx,
+    /// An optical disc image: read-only, 2048-byte sectors.
+    Iso,
+}
+
+impl Format {
+    /// The name used on the command line and in JSON.
+    pub fn name(self) -> &'static str {
+        match self {
+            Format::Raw => "raw",
+            Format::Vhd => "vhd",
+            Format::Vhdx => "vhdx",
+            Format::Iso => "iso",
+        }
+    }
+}
+
+/// How an image takes its space.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[expect(clippy::exhaustive_enums, reason = "the formats know these three")]
+pub enum DiskType {
+    /// All space is reserved from the start.
+    Fixed,
+    /// Blocks are allocated when they are first written.
+    Dynamic,
+    /// As dynamic; what it does not hold is in its parent.
+    Differencing,
+}
+
+impl DiskType {
+    /// The name used on the command line and in JSON.
+    pub fn name(self) -> &'static str {
+        match self {
+            DiskType::Fixed => "fixed",
+            DiskType::Dynamic => "dynamic",
+            DiskType::Differencing => "differencing",
+        }
+    }
+}
+
+/// What an image says about itself. Sizes are in bytes.
+#[derive(Clone, Debug)]
+#[expect(
+    clippy::exhaustive_structs,
+    reason = "built by the formats and, in tests, by hand"
+)]
+pub struct ImageInfo {
+    /// The file format.
+    pub format: Format,
+    /// How it takes space.
+    pub disk_type: DiskType,
+    /// Size of the disk that the guest sees.
+    pub virtual_size: u64,
+    /// Smallest unit that a guest addresses: 512, 2048 (ISO) or 4096.
+    pub logical_sector_size: u32,
+    /// Smallest unit that the medium writes without reading first.
+    pub physical_sector_size: u32,
+    /// Unit of allocation; `None` for formats without blocks.
+    pub block_size: Option<u64>,
+    /// The disk's own identifier (VHD: UniqueId of the footer; VHDX: virtual disk ID).
+    pub identifier: Option<Uuid>,
+    /// What a child must have recorded of this image to be its child (VHD: UniqueId; VHDX: DataWriteGuid).
+    pub link_identifier: Option<Uuid>,
+    /// The program that made the file, as it calls itself.
+    pub creator: Option<String>,
+    /// When it was made, in seconds since 1970.
+    pub created: Option<i64>,
+    /// Cylinders, heads, sectors per track as stored (VHD).
+    pub geometry: Option<(u16, u8, u8)>,
+    /// Length of the file.
+    pub file_size: u64,
+    /// True if the file's log held changes that were not yet in place (they are taken into account).
+    pub log_replayed: bool,
+    /// What the image says of its parent (differencing only).
+    pub parent: Option<ParentReference>,
+}
+
+/// What a differencing image says of its parent.
+#[derive(Clone, Debug, Default)]
+#[expect(clippy::exhaustive_structs, reason = "built by the formats")]
+pub struct ParentReference {
+    /// Accepted values of the parent's [`ImageInfo::link_identifier`].
+    pub identifiers: Vec<Uuid>,
+    /// Where the parent may be, in the order to try.
+    pub paths: Vec<ParentPath>,
+    /// Last change of the parent's file when the child was made, in seconds since 1970 (VHD).
+    pub modified: Option<i64>,
+}
+
+/// One stored path of a parent, as text.
+#[derive(Clone, PartialEq, Eq, Debug)]
+#[expect(clippy::exhaustive_structs, reason = "built by the formats")]
+pub struct ParentPath {
+    /// How to read it.
+    pub kind: ParentPathKind,
+    /// The text; unpaired surrogates are replaced.
+    pub path: String,
+}
+
+/// How a stored parent path is to be read.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[expect(clippy::exhaustive_enums, reason = "the formats know these")]
+pub enum ParentPathKind {
+    /// Relative to the child's folder, Windows separators.
+    Relative,
+    /// An absolute Windows path, with or without `\\?\`.
+    Absolute,
+    /// `\\?\Volume{...}\...`.
+    Volume,
+    /// A file URL (RFC 2396).
+    Url,
+    /// A bare file name.
+    Name,
+}
+
+impl ParentPathKind {
+    /// The name used in JSON.
+    pub fn name(self) -> &'static str {
+        match self {
+            ParentPathKind::Relative => "relative",
+            ParentPathKind::Absolute => "absolute",
+            ParentPathKind::Volume => "volume",
+            ParentPathKind::Url => "url",
+            ParentPathKind::Name => "name",
+        }
+    }
+}
+
+/// A run of the virtual disk that has one answer. Lengths and offsets are in bytes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[expect(clippy::exhaustive_structs, reason = "a plain answer")]
+pub struct Extent {
+    /// How long the run is.
+    pub length: u64,
+    /// What it is.
+    pub kind: ExtentKind,
+}
+
+/// What a run of the virtual disk is in one image.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[expect(clippy::exhaustive_enums, reason = "there is no fourth answer")]
+pub enum ExtentKind {
+    /// Bytes in the image's storage, one after the other.
+    Data {
+        /// Where in [`Image::storage`] the run starts.
+        storage_offset: u64,
+    },
+    /// Reads as zeros; no storage.
+    Zero,
+    /// The parent decides; without a parent it reads as zeros.
+    Absent,
+}
+
+/// What zeroing does with the space.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[expect(clippy::exhaustive_enums, reason = "there is no third way")]
+pub enum ZeroMode {
+    /// Space may be given back.
+    MayUnmap,
+    /// Space stays (or becomes) allocated, so that later writes cannot run out of it.
+    KeepAllocated,
+}
+
+/// The images behind a differencing image, as far as it needs them: for the untouched part of a sector that is
+/// written in part, and to know whether zeros need to be written down.
+pub trait Backing {
+    /// Fills `buf` from `offset` with what the parent shows; zeros past its end.
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<()>;
+    /// True if the maps say, without reading data, that the whole range reads as zeros.
+    fn is_zero(&self, offset: u64, length: u64) -> Result<bool>;
+}
+
+/// No parent: everything is zero.
+pub struct NoBacking;
+
+impl Backing for NoBacking {
+    fn read_at(&self, _offset: u64, buf: &mut [u8]) -> Result<()> {
+        buf.fill(0);
+        Ok(())
+    }
+    fn is_zero(&self, _offset: u64, _length: u64) -> Result<bool> {
+        Ok(true)
+    }
+}
+
+/// One open file of one format. Ranges have been checked against [`Image::virtual_size`] by the caller.
+pub trait Image: Send + Sync {
+    /// What the image says about itself.
+    fn info(&self) -> ImageInfo;
+
+    /// Size of the virtual disk in bytes.
+    fn virtual_size(&self) -> u64;
+
+    /// Where the bytes of [`ExtentKind::Data`] extents are.
+    fn storage(&self) -> &Arc<dyn Storage>;
+
+    /// The longest run starting at `offset`, at most `length` bytes, that has one answer. `length` is not zero.
+    ///
+    /// Runs of several blocks are joined where their storage is contiguous. The answer is a snapshot: a later write,
+    /// zero or discard of the same range may change it.
+    fn map(&self, offset: u64, length: u64) -> Result<Extent>;
+
+    /// Fills the parts of `buf` that this image decides; reports the ranges (offsets of the virtual disk, ascending)
+    /// that the parent decides by pushing them to `absent`, leaving those parts of `buf` untouched.
+    fn read_at(&self, offset: u64, buf: &mut [u8], absent: &mut Vec<Range<u64>>) -> Result<()>;
+
+    /// Writes bytes of any alignment.
+    fn write_at(&self, offset: u64, data: &[u8], backing: &dyn Backing) -> Result<()>;
+
+    /// Makes a range of any alignment read as zeros; never lets the parent's data reappear.
+    fn zero(&self, offset: u64, length: u64, mode: ZeroMode, backing: &dyn Backing) -> Result<()>;
+
+    /// The guest no longer needs the range: afterwards each sector of it reads as zeros or as before, never as the
+    /// parent's data. Space may be given back.
+    fn discard(&self, offset: u64, length: u64, backing: &dyn Backing) -> Result<()>;
+
+    /// Everything written before is durable when this returns.
+    fn flush(&self) -> Result<()>;
+
+    /// Flushes and leaves the file clean (an empty log, no spare space at the end). Later writes fail. Closing twice
+    /// does nothing.
+    fn close(&self) -> Result<()>;
+}
+
+/// An image being made: payload first, in any order; metadata at the end; the signature last.
+///
+/// Until [`ImageBuilder::finish`] the file is not an image. What was not placed reads as zeros (or as the parent).
+pub trait ImageBuilder: Send + Sync {
+    /// Where payload goes; bytes never written read as zeros.
+    fn storage(&self) -> &Arc<dyn Storage>;
+
+    /// Runs handed to [`ImageBuilder::place`] must not cross a multiple of this many bytes of the virtual disk.
+    fn placement_unit(&self) -> u64;
+
+    /// Where in the storage the run of the virtual disk starting at `offset` goes: allocates its block on the first
+    /// call, and marks the run as present. Offset and length are whole sectors.
+    fn place(&self, offset: u64, length: u64) -> Result<u64>;
+
+    /// Writes all metadata and makes the file an image, durably.
+    fn finish(&self) -> Result<()>;
+}
+
+/// What to create. Sizes are in bytes; `None` takes the format's default.
+#[derive(Clone, Debug)]
+#[expect(clippy::exhaustive_structs, reason = "a plain request")]
+pub struct CreateParameters {
+    /// The file format.
+    pub format: Format,
+    /// How it takes space.
+    pub disk_type: DiskType,
+    /// Size of the virtual disk.
+    pub virtual_size: u64,
+    /// Unit of allocation.
+    pub block_size: Option<u64>,
+    /// 512 or 4096.
+    pub logical_sector_size: Option<u32>,
+    /// 512 or 4096.
+    pub physical_sector_size: Option<u32>,
+    /// The disk's identifier.
+    pub identifier: Option<Uuid>,
+    /// The parent of a differencing disk.
+    pub parent: Option<ParentLink>,
+    /// Where identifiers come from.
+    pub identifiers: IdentifierSource,
+    /// Seconds since 1970 to store as time of creation.
+    pub created: i64,
+}
+
+/// What a new differencing image records of its parent.
+#[derive(Clone, Debug)]
+#[expect(clippy::exhaustive_structs, reason = "a plain request")]
+pub struct ParentLink {
+    /// The parent's [`ImageInfo::link_identifier`].
+    pub identifier: Uuid,
+    /// Path relative to the child's folder with Windows separators, `.\parent.vhdx`.
+    pub relative_path: String,
+    /// Absolute path on this system, as text.
+    pub absolute_path: String,
+    /// Last change of the parent's file, in seconds since 1970.
+    pub modified: i64,
+    /// The parent's identifier of the disk, which a VHDX child inherits.
+    pub disk_identifier: Option<Uuid>,
+}
+
+/// Where identifiers come from: random, or drawn from a seed so that the same request makes the same bytes.
+#[derive(Clone, Debug, Default)]
+pub struct IdentifierSource(Option<Arc<Mutex<u64>>>);
+
+impl IdentifierSource {
+    /// Random identifiers.
+    pub fn random() -> Self {
+        Self(None)
+    }
+
+    /// A fixed series of identifiers.
+    pub fn seeded(seed: u64) -> Self {
+        Self(Some(Arc::new(Mutex::new(seed))))
+    }
+
+    /// True if the series is fixed.
+    pub fn is_seeded(&self) -> bool {
+        self.0.is_some()
+    }
+
+    /// The next identifier, of RFC 4122 version 4 in form.
+    pub fn next(&self) -> Uuid {
+        let Some(state) = &self.0 else {
+            return Uuid::new_v4();
+        };
+        let mut state = state.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut bytes = [0; 16];
+        for half in bytes.chunks_exact_mut(8) {
+            half.copy_from_slice(&split_mix(&mut state).to_le_bytes());
+        }
+        uuid::Builder::from_random_bytes(bytes).into_uuid()
+    }
+}
+
+/// SplitMix64: a small generator whose whole state is its seed.
+fn split_mix(state: &mut u64) -> u64 {
+    *state = state.wrapping_add(0x9E37_79B9_7F4A_7C15);
+    let mut z = *state;
+    z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+    z ^ (z >> 31)
+}
+
+/// How bad a finding of a check is.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+#[expect(clippy::exhaustive_enums, reason = "part of the stable JSON")]
+pub enum Severity {
+    /// Legal, worth knowing.
+    Info,
+    /// Wrong, but nothing is lost and a writable open or a repair puts it right.
+    Warning,
+    /// Data is lost, ambiguous or unreachable.
+    Error,
+    /// The file cannot be opened.
+    Fatal,
+}
+
+impl Severity {
+    /// The name used in JSON.
+    pub fn name(self) -> &'static str {
+        match self {
+            Severity::Info => "info",
+            Severity::Warning => "warning",
+            Severity::Error => "error",
+            Severity::Fatal => "fatal",
+        }
+    }
+}
+
+/// One result of a check.
+#[derive(Clone, PartialEq, Eq, Debug)]
+#[expect(clippy::exhaustive_structs, reason = "part of the stable JSON")]
+pub struct Finding {
+    /// A stable code such as `vhdx-header-invalid`.
+    pub code: &'static str,
+    /// How bad it is.
+    pub severity: Severity,
+    /// Where in the file, in bytes.
+    pub offset: Option<u64>,
+    /// What was found, with values.
+    pub message: String,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_seed_gives_the_same_identifiers_and_random_ones_differ() {
+        let (a, b) = (IdentifierSource::seeded(7), IdentifierSource::seeded(7));
+        let first = a.next();
+        assert_eq!(first, b.next());
+        assert_ne!(first, a.next());
+        assert_ne!(
+            IdentifierSource::random().next(),
+            IdentifierSource::random().next()
+        );
+    }
+}

@@ -1,0 +1,19 @@
+//! Virtual disks in the formats of Windows, anywhere: VHD, VHDX, raw and ISO.
+//!
+//! See `ARCHITECTURE.md` for the map of the modules.
+
+pub mod disk;
+pub mod error;
+pub mod image;
+pub mod iso;
+mod num;
+pub mod operation;
+pub mod raw;
+pub mod storage;
+pub mod verbs;
+pub mod vhd;
+pub mod vhdx;
+
+pub use disk::{OpenOptions, VirtualDisk};
+pub use error::{Error, ErrorKind, Result};
+pub use operation::{Operation, Progress, Status};

@@ -1,0 +1,434 @@
+//! A file or block device of the host.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::ops::Range;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+
+use rustix::fs::{FallocateFlags, SeekFrom};
+use rustix::io::Errno;
+
+use super::lock::Lock;
+use super::{AlignedBuffer, Storage, copy_through_memory, end_of, sys};
+use crate::error::{Error, ErrorKind, Result};
+
+/// What a file is opened for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[expect(clippy::exhaustive_enums, reason = "there is no third way")]
+pub enum Access {
+    /// Reading; shares the file with other readers.
+    ReadOnly,
+    /// Reading and writing; excludes everybody else.
+    ReadWrite,
+}
+
+/// An open file or block device.
+///
+/// What the file system lacks (holes, preallocation, reflink, locks, direct I/O) is done without; only what cannot be
+/// done at all is an error.
+pub struct FileStorage {
+    file: File,
+    path: PathBuf,
+    access: Access,
+    block_device: bool,
+    /// A second descriptor of the same file, opened for direct I/O on the first bulk write; `None` if the file system
+    /// has no direct I/O.
+    direct: OnceLock<Option<File>>,
+    no_holes: AtomicBool,
+    no_clone: AtomicBool,
+    // Last, so that the table is told after the descriptors are closed.
+    _lock: Lock,
+}
+
+impl FileStorage {
+    /// Opens an existing file or block device.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NotFound`], [`ErrorKind::AccessDenied`]; [`ErrorKind::SharingViolation`] if somebody writes to the
+    /// file, or if anybody has it open and `access` is [`Access::ReadWrite`]; [`ErrorKind::NotSupported`] if it is a
+    /// folder, pipe or socket.
+    pub fn open(path: impl AsRef<Path>, access: Access) -> Result<Self> {
+        let path = path.as_ref();
+        // Without O_NONBLOCK, opening a pipe that nobody writes to would wait for ever.
+        let file = OpenOptions::new()
+            .read(true)
+            .write(access == Access::ReadWrite)
+            .custom_flags(rustix::fs::OFlags::NONBLOCK.bits().cast_signed())
+            .open(path)
+            .map_err(|e| open_error(path, e))?;
+        Self::from_file(file, path, access)
+    }
+
+    /// Takes over an open file, for instance one that was just created.
+    pub(super) fn from_file(file: File, path: &Path, access: Access) -> Result<Self> {
+        let metadata = file
+            .metadata()
+            .map_err(|e| Error::io("stat", e).with_path(path))?;
+        let kind = metadata.file_type();
+        let block_device = kind.is_block_device();
+        if !kind.is_file() && !block_device {
+            let what = if kind.is_dir() {
+                "a folder"
+            } else {
+                "not a file or block device"
+            };
+            return Err(Error::new(ErrorKind::NotSupported, format!("it is {what}"))
+                .with_path(path)
+                .with_hint("name a disk image file or a block device"));
+        }
+        // Two nodes of one device must conflict: its number is the identity.
+        let id = if block_device {
+            (u64::MAX, metadata.rdev())
+        } else {
+            (metadata.dev(), metadata.ino())
+        };
+        let lock = Lock::acquire(&file, id, path, access == Access::ReadWrite)?;
+        Ok(Self {
+            file,
+            path: path.to_path_buf(),
+            access,
+            block_device,
+            direct: OnceLock::new(),
+            no_holes: AtomicBool::new(false),
+            no_clone: AtomicBool::new(false),
+            _lock: lock,
+        })
+    }
+
+    /// What it was opened for.
+    pub fn access(&self) -> Access {
+        self.access
+    }
+
+    /// True for a block device: it cannot change its length.
+    pub fn is_block_device(&self) -> bool {
+        self.block_device
+    }
+
+    /// Bytes that the file takes on the host's disk (less than its length if it is sparse).
+    pub fn allocated(&self) -> Result<u64> {
+        let metadata = self.file.metadata().map_err(|e| self.error("stat", e))?;
+        Ok(if self.block_device {
+            self.len()?
+        } else {
+            metadata.blocks() * 512
+        })
+    }
+
+    /// Seconds since 1970 of the last change of the content.
+    pub fn modified(&self) -> Result<i64> {
+        Ok(self
+            .file
+            .metadata()
+            .map_err(|e| self.error("stat", e))?
+            .mtime())
+    }
+
+    pub(super) fn file(&self) -> &File {
+        &self.file
+    }
+
+    fn error(&self, action: &str, error: impl Into<io::Error>) -> Error {
+        Error::io(action, error.into()).with_path(&self.path)
+    }
+
+    fn fallocate(&self, mode: FallocateFlags, offset: u64, length: u64) -> Result<bool> {
+        match retry(|| rustix::fs::fallocate(&self.file, mode, offset, length)) {
+            Ok(()) => Ok(true),
+            Err(e) if unsupported(e) => Ok(false),
+            Err(e) => Err(self.error("allocate space", e)),
+        }
+    }
+
+    fn zero_by_writing(&self, offset: u64, length: u64) -> Result<()> {
+        let zeros = AlignedBuffer::new(256 * 1024);
+        let mut done = 0;
+        while done < length {
+            let n = (length - done).min(zeros.len() as u64);
+            self.write_at(offset + done, &zeros[..crate::num::to_usize(n)])?;
+            done += n;
+        }
+        Ok(())
+    }
+
+    fn direct(&self) -> Option<&File> {
+        self.direct
+            .get_or_init(|| {
+                let flags = rustix::fs::OFlags::DIRECT.bits().cast_signed();
+                let by_number = format!("/proc/self/fd/{}", self.file.as_raw_fd());
+                OpenOptions::new()
+                    .write(true)
+                    .custom_flags(flags)
+                    .open(by_number)
+                    .ok()
+            })
+            .as_ref()
+    }
+}
+
+impl Storage for FileStorage {
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
+        match self.file.read_exact_at(buf, offset) {
+            Ok(()) => Ok(()),
+            Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => {
+                let end = end_of(offset, buf.len() as u64)?;
+                Err(Error::new(
+                    ErrorKind::ReadFault,
+                    format!("read failed: bytes {offset} to {end} are past the end of the file"),
+                )
+                .with_path(&self.path))
+            }
+            Err(e) => Err(self.error("read", e)),
+        }
+    }
+
+    fn write_at(&self, offset: u64, data: &[u8]) -> Result<()> {
+        self.file
+            .write_all_at(data, offset)
+            .map_err(|e| self.error("write", e))
+    }
+
+    fn flush(&self) -> Result<()> {
+        retry(|| rustix::fs::fdatasync(&self.file)).map_err(|e| self.error("flush", e))
+    }
+
+    fn len(&self) -> Result<u64> {
+        if self.block_device {
+            return rustix::fs::seek(&self.file, SeekFrom::End(0))
+                .map_err(|e| self.error("seek", e));
+        }
+        Ok(self
+            .file
+            .metadata()
+            .map_err(|e| self.error("stat", e))?
+            .len())
+    }
+
+    fn set_len(&self, length: u64) -> Result<()> {
+        if self.block_device {
+            return if self.len()? == length {
+                Ok(())
+            } else {
+                Err(Error::new(
+                    ErrorKind::HostLimitation,
+                    "a block device cannot change its length",
+                )
+                .with_path(&self.path))
+            };
+        }
+        self.file
+            .set_len(length)
+            .map_err(|e| self.error("write: change of length", e))
+    }
+
+    fn allocate(&self, offset: u64, length: u64) -> Result<()> {
+        let end = end_of(offset, length)?;
+        if length == 0
+            || self.block_device
+            || self.fallocate(FallocateFlags::empty(), offset, length)?
+        {
+            return Ok(());
+        }
+        if self.len()? < end {
+            self.set_len(end)
+        } else {
+            Ok(())
+        }
+    }
+
+    fn punch_hole(&self, offset: u64, length: u64) -> Result<()> {
+        let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        if length == 0 || self.fallocate(flags, offset, length)? {
+            return Ok(());
+        }
+        self.zero_by_writing(offset, length)
+    }
+
+    fn zero_range(&self, offset: u64, length: u64) -> Result<()> {
+        // A small range is cheaper to write than to change in the file system's own maps.
+        if length <= 64 * 1024 {
+            return self.zero_by_writing(offset, length);
+        }
+        let flags = FallocateFlags::ZERO_RANGE | FallocateFlags::KEEP_SIZE;
+        if self.fallocate(flags, offset, length)? {
+            return Ok(());
+        }
+        self.zero_by_writing(offset, length)
+    }
+
+    fn next_data(&self, range: Range<u64>) -> Result<Option<Range<u64>>> {
+        if range.start >= range.end {
+            return Ok(None);
+        }
+        if self.block_device || self.no_holes.load(Relaxed) {
+            return Ok(Some(range));
+        }
+        let start = match rustix::fs::seek(&self.file, SeekFrom::Data(range.start)) {
+            Ok(start) => start.max(range.start),
+            Err(Errno::NXIO) => return Ok(None),
+            Err(e) if unsupported(e) => {
+                self.no_holes.store(true, Relaxed);
+                return Ok(Some(range));
+            }
+            Err(e) => return Err(self.error("seek", e)),
+        };
+        if start >= range.end {
+            return Ok(None);
+        }
+        let end = match rustix::fs::seek(&self.file, SeekFrom::Hole(start)) {
+            Ok(end) => end.min(range.end),
+            Err(_) => range.end,
+        };
+        Ok(Some(start..end.max(start + 1)))
+    }
+
+    fn clone_range_from(
+        &self,
+        source: &dyn Storage,
+        source_offset: u64,
+        offset: u64,
+        length: u64,
+    ) -> Result<bool> {
+        let Some(source) = source.as_file() else {
+            return Ok(false);
+        };
+        if length == 0 || self.no_clone.load(Relaxed) {
+            return Ok(false);
+        }
+        match retry(|| sys::clone_range(&self.file, &source.file, source_offset, offset, length)) {
+            Ok(()) => Ok(true),
+            // These two files never can: another file system, one without reflink.
+            Err(Errno::XDEV | Errno::OPNOTSUPP | Errno::NOTTY | Errno::NOSYS | Errno::PERM) => {
+                self.no_clone.store(true, Relaxed);
+                Ok(false)
+            }
+            // This range cannot (alignment), or the file system declined.
+            Err(Errno::INVAL | Errno::TXTBSY | Errno::ISDIR) => Ok(false),
+            Err(e) => Err(self.error("write: clone of a range", e)),
+        }
+    }
+
+    fn copy_range_from(
+        &self,
+        source: &dyn Storage,
+        source_offset: u64,
+        offset: u64,
+        length: u64,
+    ) -> Result<()> {
+        if self.clone_range_from(source, source_offset, offset, length)? {
+            return Ok(());
+        }
+        let mut done = 0;
+        if let Some(from) = source.as_file() {
+            while done < length {
+                let n = crate::num::to_usize((length - done).min(1 << 30));
+                let (mut from_at, mut to_at) = (source_offset + done, offset + done);
+                match rustix::fs::copy_file_range(
+                    &from.file,
+                    Some(&mut from_at),
+                    &self.file,
+                    Some(&mut to_at),
+                    n,
+                ) {
+                    // Nothing copied: the source ended, or a special file; memory will tell which.
+                    Ok(0) => break,
+                    Ok(n) => done += n as u64,
+                    Err(Errno::INTR) => {}
+                    Err(Errno::NOSPC | Errno::DQUOT | Errno::IO | Errno::FBIG) if done > 0 => {
+                        break; // the plain copy meets it again and reports it where it happens
+                    }
+                    Err(_) => break,
+                }
+            }
+        }
+        copy_through_memory(
+            self,
+            source,
+            source_offset + done,
+            offset + done,
+            length - done,
+        )
+    }
+
+    fn write_bulk(&self, offset: u64, data: &[u8]) -> Result<()> {
+        const MASK: usize = AlignedBuffer::ALIGNMENT - 1;
+        let aligned = data.as_ptr().align_offset(AlignedBuffer::ALIGNMENT) == 0
+            && data.len() & MASK == 0
+            && offset & MASK as u64 == 0;
+        if aligned
+            && data.len() >= 256 * 1024
+            && let Some(direct) = self.direct()
+        {
+            match direct.write_all_at(data, offset) {
+                Ok(()) => return Ok(()),
+                // Refused for its shape (a device with larger sectors): the page cache takes anything.
+                Err(e) if e.raw_os_error() == Some(Errno::INVAL.raw_os_error()) => {}
+                Err(e) => return Err(self.error("write", e)),
+            }
+        }
+        // Requests beyond 256 KiB make the page cache take its slow path for very large folios.
+        for (i, part) in data.chunks(256 * 1024).enumerate() {
+            self.write_at(offset + (i as u64) * 256 * 1024, part)?;
+        }
+        Ok(())
+    }
+
+    fn grows_with_zeros(&self) -> bool {
+        !self.block_device
+    }
+
+    fn path(&self) -> Option<&Path> {
+        Some(&self.path)
+    }
+
+    fn as_file(&self) -> Option<&FileStorage> {
+        Some(self)
+    }
+}
+
+fn open_error(path: &Path, error: io::Error) -> Error {
+    let missing_folder = error.kind() == io::ErrorKind::NotFound
+        && path
+            .parent()
+            .is_some_and(|p| !p.as_os_str().is_empty() && !p.exists());
+    let kind = error.kind();
+    let reason = match kind {
+        io::ErrorKind::NotFound if missing_folder => "the folder does not exist",
+        io::ErrorKind::NotFound => "the file does not exist",
+        io::ErrorKind::PermissionDenied => "permission denied",
+        io::ErrorKind::ReadOnlyFilesystem => "the file system is read-only",
+        _ => return Error::io("open", error).with_path(path),
+    };
+    let kind = match kind {
+        io::ErrorKind::NotFound if missing_folder => ErrorKind::PathNotFound,
+        io::ErrorKind::NotFound => ErrorKind::NotFound,
+        io::ErrorKind::PermissionDenied => ErrorKind::AccessDenied,
+        _ => ErrorKind::WriteProtected,
+    };
+    let hint = match kind {
+        ErrorKind::NotFound | ErrorKind::PathNotFound => "check the spelling of the path",
+        ErrorKind::AccessDenied => "check the permissions of the file and its folder",
+        _ => "copy the file to a writable file system, or open it read-only",
+    };
+    Error::new(kind, reason).with_path(path).with_hint(hint)
+}
+
+fn unsupported(error: Errno) -> bool {
+    matches!(
+        error,
+        Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL | Errno::NODEV | Errno::SPIPE
+    )
+}
+
+fn retry(mut call: impl FnMut() -> rustix::io::Result<()>) -> rustix::io::Result<()> {
+    loop {
+        match call() {
+            Err(Errno::INTR) => {}
+            other => return other,
+        }
+    }
+}

@@ -1,0 +1,170 @@
+//! Floor 0: positional, thread-safe bytes on stable media.
+//!
+//! [`Storage`] is everything the formats know of the world below them. [`FileStorage`] is the only place with
+//! operating-system calls; [`MemoryStorage`] serves tests and examples; [`OverlayStorage`] puts changed pages in
+//! memory over a file that must not be written.
+//!
+//! Durability contract, on which every format's ordering rules stand:
+//!
+//! 1. After `flush` returns, every earlier `write_at`, `set_len`, `zero_range`, `punch_hole` and `allocate` is on
+//!    stable media.
+//! 2. Before that, each 512-byte sector of an unflushed write is on the media either entirely or not at all, in any
+//!    order with other unflushed writes.
+//! 3. Bytes between the old and the new end of a file that `set_len` made longer read as zeros, also after a crash.
+
+mod aligned;
+mod file;
+mod lock;
+mod memory;
+mod overlay;
+mod sys;
+mod target;
+
+pub use aligned::AlignedBuffer;
+pub use file::{Access, FileStorage};
+pub use memory::MemoryStorage;
+pub use overlay::OverlayStorage;
+pub use target::NewFile;
+
+use std::ops::Range;
+use std::path::Path;
+
+use crate::error::{Error, ErrorKind, Result};
+
+/// Positional bytes on stable media, shared by any number of threads.
+///
+/// Offsets and lengths are in bytes. All methods may be called from several threads at once; calls on ranges that do
+/// not overlap do not disturb each other.
+pub trait Storage: Send + Sync {
+    /// Fills `buf` from `offset`. Fails with [`ErrorKind::ReadFault`] if the file ends before.
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<()>;
+
+    /// Writes all of `data` at `offset`, making the file longer if needed.
+    fn write_at(&self, offset: u64, data: &[u8]) -> Result<()>;
+
+    /// The barrier: returns when everything written before is on stable media.
+    fn flush(&self) -> Result<()>;
+
+    /// Length in bytes.
+    fn len(&self) -> Result<u64>;
+
+    /// True if the length is zero.
+    fn is_empty(&self) -> Result<bool> {
+        Ok(self.len()? == 0)
+    }
+
+    /// Makes the file longer (with zeros) or shorter.
+    fn set_len(&self, length: u64) -> Result<()>;
+
+    /// Reserves space for a range (extending the file if it reaches past the end) so that writes to it cannot run out
+    /// of space. Contents do not change. Where the file system cannot, the file is only made long enough.
+    fn allocate(&self, offset: u64, length: u64) -> Result<()> {
+        let end = end_of(offset, length)?;
+        if self.len()? < end {
+            self.set_len(end)
+        } else {
+            Ok(())
+        }
+    }
+
+    /// Makes a range inside the file read as zeros and gives its space back where the file system can.
+    fn punch_hole(&self, offset: u64, length: u64) -> Result<()> {
+        self.zero_range(offset, length)
+    }
+
+    /// Makes a range inside the file read as zeros; its space stays reserved.
+    fn zero_range(&self, offset: u64, length: u64) -> Result<()> {
+        let zeros = vec![0_u8; 64 * 1024];
+        let (mut at, end) = (offset, end_of(offset, length)?);
+        while at < end {
+            let n = (end - at).min(zeros.len() as u64);
+            self.write_at(at, &zeros[..crate::num::to_usize(n)])?;
+            at += n;
+        }
+        Ok(())
+    }
+
+    /// The first range inside `range` that may hold anything but zeros; `None` if all of it is a hole.
+    /// The default knows nothing and answers the whole range.
+    fn next_data(&self, range: Range<u64>) -> Result<Option<Range<u64>>> {
+        Ok((range.start < range.end).then_some(range))
+    }
+
+    /// Shares the source's blocks with this file instead of copying (reflink). `Ok(false)` means that these two files
+    /// cannot share this range; nothing was changed then.
+    fn clone_range_from(
+        &self,
+        source: &dyn Storage,
+        source_offset: u64,
+        offset: u64,
+        length: u64,
+    ) -> Result<bool> {
+        let _ = (source, source_offset, offset, length);
+        Ok(false)
+    }
+
+    /// Copies bytes from another storage by the cheapest means there is: reflink, then a copy inside the kernel, then
+    /// through memory.
+    fn copy_range_from(
+        &self,
+        source: &dyn Storage,
+        source_offset: u64,
+        offset: u64,
+        length: u64,
+    ) -> Result<()> {
+        if self.clone_range_from(source, source_offset, offset, length)? {
+            return Ok(());
+        }
+        copy_through_memory(self, source, source_offset, offset, length)
+    }
+
+    /// As [`Storage::write_at`], for large runs that nobody will read back soon: may bypass the page cache when
+    /// `offset`, the length and the buffer's address are multiples of [`AlignedBuffer::ALIGNMENT`].
+    fn write_bulk(&self, offset: u64, data: &[u8]) -> Result<()> {
+        self.write_at(offset, data)
+    }
+
+    /// True if bytes past the end of the file, once the file is made longer, are zeros even after a crash. Block
+    /// devices cannot promise that, nor be made longer.
+    fn grows_with_zeros(&self) -> bool {
+        true
+    }
+
+    /// The file's path, for messages and for finding a parent beside it.
+    fn path(&self) -> Option<&Path> {
+        None
+    }
+
+    /// The file behind this storage, if it is one, so that two files can be cloned or copied by the kernel.
+    fn as_file(&self) -> Option<&FileStorage> {
+        None
+    }
+}
+
+/// `offset + length`, or an error instead of an overflow.
+pub(crate) fn end_of(offset: u64, length: u64) -> Result<u64> {
+    offset.checked_add(length).ok_or_else(|| {
+        Error::new(
+            ErrorKind::InvalidParameter,
+            format!("range of {length} bytes at {offset} exceeds 2^64"),
+        )
+    })
+}
+
+pub(crate) fn copy_through_memory<S: Storage + ?Sized>(
+    target: &S,
+    source: &dyn Storage,
+    source_offset: u64,
+    offset: u64,
+    length: u64,
+) -> Result<()> {
+    let mut buffer = AlignedBuffer::new(256 * 1024);
+    let mut done = 0;
+    while done < length {
+        let n = crate::num::to_usize((length - done).min(buffer.len() as u64));
+        source.read_at(source_offset + done, &mut buffer[..n])?;
+        target.write_at(offset + done, &buffer[..n])?;
+        done += n as u64;
+    }
+    Ok(())
+}

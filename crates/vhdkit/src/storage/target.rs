@@ -1,0 +1,200 @@
+//! A new file that appears under its name only when it is complete.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rustix::fs::{AtFlags, CWD, OFlags, RenameFlags};
+
+use super::{Access, FileStorage, Storage};
+use crate::error::{Error, ErrorKind, Result};
+
+/// A file being made. Until [`NewFile::publish`] it has no name where the file system can do that (`O_TMPFILE`), so
+/// that even a killed process leaves nothing behind; elsewhere it has a temporary name beside the target, removed on
+/// drop.
+pub struct NewFile {
+    storage: Arc<FileStorage>,
+    target: PathBuf,
+    /// The temporary name, if the file has one.
+    temporary: Option<PathBuf>,
+    overwrite: bool,
+}
+
+impl NewFile {
+    /// Starts a file that will be called `target`.
+    ///
+    /// # Errors
+    /// [`ErrorKind::AlreadyExists`] if the target exists and `overwrite` is false; [`ErrorKind::SharingViolation`] if
+    /// it is to be replaced while somebody has it open; what opening a file can fail with.
+    pub fn create(target: &Path, overwrite: bool) -> Result<Self> {
+        if target.file_name().is_none() {
+            return Err(
+                Error::new(ErrorKind::InvalidParameter, "it has no file name").with_path(target),
+            );
+        }
+        match std::fs::symlink_metadata(target) {
+            Ok(_) if !overwrite => return Err(exists(target)),
+            // Somebody reading or writing the old file must not be surprised by a new one.
+            Ok(m) if m.is_file() => drop(FileStorage::open(target, Access::ReadWrite)?),
+            Ok(m) if m.is_dir() => {
+                return Err(
+                    Error::new(ErrorKind::AlreadyExists, "it is a folder").with_path(target)
+                );
+            }
+            _ => {}
+        }
+        let (file, temporary) = match unnamed(folder_of(target)) {
+            Ok(file) => (file, None),
+            Err(e) if no_unnamed_files(&e) => {
+                let (file, name) = named(target)?;
+                (file, Some(name))
+            }
+            Err(e) => return Err(folder_error(target, e)),
+        };
+        let storage = match FileStorage::from_file(file, target, Access::ReadWrite) {
+            Ok(storage) => Arc::new(storage),
+            Err(e) => {
+                if let Some(name) = &temporary {
+                    let _ = std::fs::remove_file(name);
+                }
+                return Err(e);
+            }
+        };
+        Ok(Self {
+            storage,
+            target: target.to_path_buf(),
+            temporary,
+            overwrite,
+        })
+    }
+
+    /// The file's bytes.
+    pub fn storage(&self) -> Arc<dyn Storage> {
+        self.storage.clone()
+    }
+
+    /// Flushes the file and gives it its name, durably.
+    pub fn publish(mut self) -> Result<()> {
+        self.storage.flush()?;
+        let name = |e: rustix::io::Errno| match io::Error::from(e) {
+            e if e.kind() == io::ErrorKind::AlreadyExists => exists(&self.target),
+            e => Error::io("write: naming the finished file", e).with_path(&self.target),
+        };
+        match self.temporary.take() {
+            Some(temporary) => {
+                let result = rename(&temporary, &self.target, self.overwrite);
+                if result.is_err() {
+                    let _ = std::fs::remove_file(&temporary);
+                }
+                result.map_err(name)?;
+            }
+            None if self.overwrite => {
+                let temporary = temporary_name(&self.target);
+                link(self.storage.file(), &temporary).map_err(name)?;
+                if let Err(e) = std::fs::rename(&temporary, &self.target) {
+                    let _ = std::fs::remove_file(&temporary);
+                    return Err(Error::io("rename", e).with_path(&self.target));
+                }
+            }
+            None => link(self.storage.file(), &self.target).map_err(name)?,
+        }
+        sync_folder(folder_of(&self.target));
+        Ok(())
+    }
+}
+
+impl Drop for NewFile {
+    fn drop(&mut self) {
+        if let Some(name) = &self.temporary {
+            let _ = std::fs::remove_file(name);
+        }
+    }
+}
+
+fn folder_of(path: &Path) -> &Path {
+    match path.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => folder,
+        _ => Path::new("."),
+    }
+}
+
+fn unnamed(folder: &Path) -> io::Result<File> {
+    OpenOptions::new()
+        .read(true)
+        .write(true)
+        .mode(0o666)
+        .custom_flags(OFlags::TMPFILE.bits().cast_signed())
+        .open(folder)
+}
+
+fn no_unnamed_files(error: &io::Error) -> bool {
+    // EOPNOTSUPP from the file system; EISDIR and ENOENT from kernels that do not know the flag (the latter is also a
+    // missing folder, which the named file then reports).
+    error.kind() == io::ErrorKind::Unsupported || matches!(error.raw_os_error(), Some(21 | 2 | 22))
+}
+
+fn named(target: &Path) -> Result<(File, PathBuf)> {
+    let name = temporary_name(target);
+    let file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create_new(true)
+        .open(&name)
+        .map_err(|e| folder_error(target, e))?;
+    Ok((file, name))
+}
+
+fn temporary_name(target: &Path) -> PathBuf {
+    let mut name = std::ffi::OsString::from(".");
+    name.push(target.file_name().unwrap_or_default());
+    name.push(format!(
+        ".{}.tmp",
+        &uuid::Uuid::new_v4().simple().to_string()[..8]
+    ));
+    target.with_file_name(name)
+}
+
+fn link(file: &File, target: &Path) -> rustix::io::Result<()> {
+    let by_number = format!("/proc/self/fd/{}", file.as_raw_fd());
+    rustix::fs::linkat(CWD, by_number, CWD, target, AtFlags::SYMLINK_FOLLOW)
+}
+
+fn rename(from: &Path, to: &Path, overwrite: bool) -> rustix::io::Result<()> {
+    if overwrite {
+        return rustix::fs::rename(from, to);
+    }
+    match rustix::fs::renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
+        // A file system without the flag: a hard link refuses an existing target just as well.
+        Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOSYS) => {
+            rustix::fs::link(from, to)?;
+            rustix::fs::unlink(from)
+        }
+        other => other,
+    }
+}
+
+/// Makes the new name durable. A file system that cannot sync a folder keeps its names by other means.
+fn sync_folder(folder: &Path) {
+    if let Ok(folder) = File::open(folder) {
+        let _ = folder.sync_all();
+    }
+}
+
+fn exists(target: &Path) -> Error {
+    Error::new(ErrorKind::AlreadyExists, "the file already exists")
+        .with_path(target)
+        .with_hint("choose another name, or overwrite it with --force")
+}
+
+fn folder_error(target: &Path, error: io::Error) -> Error {
+    let folder = folder_of(target);
+    if error.kind() == io::ErrorKind::NotFound {
+        return Error::new(ErrorKind::PathNotFound, "the folder does not exist")
+            .with_path(target)
+            .with_hint(format!("create the folder {} first", folder.display()));
+    }
+    Error::io("create", error).with_path(target)
+}

@@ -1,0 +1,138 @@
+//! `create`: a new, empty disk, or a differencing child of an existing one.
+
+use std::path::{Path, PathBuf};
+
+use crate::disk::{OpenOptions, relative_windows_path};
+use crate::error::{Context, Error, ErrorKind, Result};
+use crate::image::{CreateParameters, DiskType, ParentLink};
+use crate::operation::{Monitor, Operation};
+use crate::storage::{Access, FileStorage, NewFile, Storage};
+
+/// What to create and where.
+#[derive(Clone, Debug)]
+#[expect(clippy::exhaustive_structs, reason = "a plain request")]
+pub struct CreateOptions {
+    /// The file to make.
+    pub path: PathBuf,
+    /// What it is to be. For a differencing disk a `virtual_size` of 0, and sector sizes and identifiers that are
+    /// `None`, are taken from the parent; `parent` is filled in from `parent_path`.
+    pub parameters: CreateParameters,
+    /// The parent of a differencing disk.
+    pub parent_path: Option<PathBuf>,
+    /// Replace an existing file (only when the new one is complete).
+    pub overwrite: bool,
+}
+
+/// Creates a disk. Units of progress: steps. A cancelled or failed creation leaves no file.
+///
+/// # Errors
+/// Through the operation: [`ErrorKind::AlreadyExists`], [`ErrorKind::InvalidSize`], [`ErrorKind::InvalidBlockSize`],
+/// [`ErrorKind::UnsupportedSectorSize`], [`ErrorKind::InvalidType`], [`ErrorKind::DiskFull`], and what opening the
+/// parent can fail with.
+pub fn create(options: CreateOptions) -> Operation<()> {
+    Operation::start("create", move |monitor| {
+        run(&options, monitor).while_doing("cannot create")
+    })
+}
+
+fn run(options: &CreateOptions, monitor: &Monitor) -> Result<()> {
+    monitor.set_completion(3);
+    let parameters = complete(options)?;
+    monitor.checkpoint()?;
+    let file = NewFile::create(&options.path, options.overwrite)?;
+    let builder = super::new_builder(file.storage(), &parameters).at_path(&options.path)?;
+    monitor.advance(1);
+    monitor.checkpoint()?;
+    builder.finish().at_path(&options.path)?;
+    monitor.advance(1);
+    monitor.checkpoint()?;
+    drop(builder);
+    file.publish()?;
+    monitor.advance(1);
+    Ok(())
+}
+
+/// Fills in what the parent decides.
+fn complete(options: &CreateOptions) -> Result<CreateParameters> {
+    let mut parameters = options.parameters.clone();
+    let Some(parent_path) = &options.parent_path else {
+        if parameters.disk_type == DiskType::Differencing {
+            return Err(Error::new(
+                ErrorKind::InvalidParameter,
+                "a differencing disk needs a parent",
+            )
+            .with_path(&options.path)
+            .with_hint("name it with --parent FILE"));
+        }
+        return Ok(parameters);
+    };
+    if parameters.disk_type != DiskType::Differencing {
+        return Err(Error::new(
+            ErrorKind::InvalidType,
+            format!("a {} disk has no parent", parameters.disk_type.name()),
+        )
+        .with_path(&options.path)
+        .with_hint("leave --parent out, or create a differencing disk"));
+    }
+    // The whole chain is opened, so that a child of a broken chain is never made.
+    let parent = OpenOptions::new().open(parent_path)?;
+    let info = parent.info();
+    if info.format != parameters.format {
+        return Err(Error::new(
+            ErrorKind::InvalidType,
+            format!(
+                "a {} disk cannot be a child of the {} disk {}",
+                parameters.format.name(),
+                info.format.name(),
+                parent_path.display()
+            ),
+        )
+        .with_path(&options.path)
+        .with_hint("child and parent have the same format"));
+    }
+    let Some(identifier) = info.link_identifier else {
+        return Err(Error::new(
+            ErrorKind::InvalidType,
+            "the parent's format has no identity",
+        )
+        .with_path(parent_path));
+    };
+    if parameters.virtual_size == 0 {
+        parameters.virtual_size = info.virtual_size;
+    }
+    match parameters.logical_sector_size {
+        Some(size) if size != info.logical_sector_size => {
+            return Err(Error::new(
+                ErrorKind::ParentSizeMismatch,
+                format!(
+                    "the parent has sectors of {} bytes, a child must have the same, not {size}",
+                    info.logical_sector_size
+                ),
+            )
+            .with_path(&options.path));
+        }
+        _ => parameters.logical_sector_size = Some(info.logical_sector_size),
+    }
+    parameters
+        .physical_sector_size
+        .get_or_insert(info.physical_sector_size);
+    parameters.parent = Some(ParentLink {
+        identifier,
+        relative_path: relative_windows_path(&options.path, parent_path)?,
+        absolute_path: absolute(parent_path)?,
+        modified: modified(parent_path)?,
+        disk_identifier: info.identifier,
+    });
+    Ok(parameters)
+}
+
+fn absolute(path: &Path) -> Result<String> {
+    let path = std::path::absolute(path).map_err(|e| Error::io("resolve", e).with_path(path))?;
+    Ok(path.to_string_lossy().into_owned())
+}
+
+fn modified(path: &Path) -> Result<i64> {
+    let file = FileStorage::open(path, Access::ReadOnly)?;
+    debug_assert!(!file.is_empty()?);
+    file.modified()
+}

@@ -1,0 +1,36 @@
+//! Floor 3: what can be done with disks, one file per verb. Each verb is an [`crate::Operation`].
+
+pub mod check;
+pub mod compare;
+pub mod convert;
+pub mod create;
+
+use crate::error::Result;
+use crate::image::{CreateParameters, Format, ImageBuilder};
+use crate::raw::RawBuilder;
+use crate::storage::Storage;
+use crate::vhd::VhdBuilder;
+use crate::vhdx::VhdxBuilder;
+use crate::{Error, ErrorKind};
+use std::sync::Arc;
+
+/// Starts an image of any writable format on an empty storage.
+///
+/// # Errors
+/// The format's own kinds for parameters outside its limits; [`ErrorKind::NotSupported`] for ISO.
+pub fn new_builder(
+    storage: Arc<dyn Storage>,
+    parameters: &CreateParameters,
+) -> Result<Box<dyn ImageBuilder>> {
+    Ok(match parameters.format {
+        Format::Raw => Box::new(RawBuilder::new(storage, parameters)?),
+        Format::Vhd => Box::new(VhdBuilder::new(storage, parameters)?),
+        Format::Vhdx => Box::new(VhdxBuilder::new(storage, parameters)?),
+        Format::Iso => {
+            return Err(
+                Error::new(ErrorKind::NotSupported, "ISO images cannot be made")
+                    .with_hint("choose vhdx, vhd or raw"),
+            );
+        }
+    })
+}
