@@ -69,8 +69,10 @@ impl Failure {
     /// Tells about it on standard error: two lines for people, or one of JSON.
     pub(crate) fn report(&self, json: bool) {
         let text = if json {
-            let body = serde_json::json!({ "error": self.describe() });
-            body.to_string()
+            let body = Report {
+                error: self.describe(),
+            };
+            serde_json::to_string(&body).unwrap_or_default()
         } else {
             let shown = self.describe();
             match shown.hint {
@@ -113,6 +115,12 @@ impl From<Error> for Failure {
     fn from(error: Error) -> Self {
         Failure::Disk(error)
     }
+}
+
+/// The JSON line of a failure.
+#[derive(Serialize)]
+struct Report {
+    error: Description,
 }
 
 /// An error as the JSON output has it.

@@ -1,9 +1,10 @@
 //! What a file's name promises. It decides the format of a new file; for an existing one it only leads to a warning.
 
+use std::io::Write;
 use std::path::Path;
 
 use vhdkit::disk::detect_format;
-use vhdkit::image::Format;
+use vhdkit::image::{DiskType, Format};
 use vhdkit::storage::{Access, FileStorage};
 
 use crate::args::FormatName;
@@ -39,6 +40,14 @@ pub(crate) fn of_new_file(path: &Path, asked: Option<FormatName>) -> Result<Form
         })
 }
 
+/// A format with the way it takes space, where it has a choice.
+pub(crate) fn describe(format: Format, disk_type: DiskType) -> String {
+    match format {
+        Format::Raw | Format::Iso => format.name().into(),
+        _ => format!("{}, {}", format.name(), disk_type.name()),
+    }
+}
+
 /// The format that the name promises, if the content has no signature of any format: such a file is read as raw.
 pub(crate) fn missing_signature(path: &Path) -> Option<Format> {
     let promised = by_name(path).filter(|format| *format != Format::Raw)?;
@@ -50,10 +59,12 @@ pub(crate) fn missing_signature(path: &Path) -> Option<Format> {
 pub(crate) fn warn_if_unlike_its_name(path: &Path) {
     if let Some(promised) = missing_signature(path) {
         let name = promised.name();
-        eprintln!(
-            "vhdkit: warning: {} is named like a {name} file but has no {name} signature; it is taken as a raw disk",
+        let warning = format!(
+            "vhdkit: warning: {} is named like a {name} file but has no {name} signature; it is taken as a raw disk\n",
             path.display()
         );
+        // With standard error gone there is nobody left to warn.
+        let _ = std::io::stderr().write_all(warning.as_bytes());
     }
 }
 

@@ -52,6 +52,9 @@ pub(super) struct Conversion {
     format: &'static str,
     #[serde(rename = "type")]
     disk_type: &'static str,
+    /// Both of them, for people.
+    #[serde(skip)]
+    kind: String,
     virtual_size: u64,
     copied: u64,
     cloned: u64,
@@ -95,6 +98,7 @@ impl Conversion {
                 Format::Raw => DiskType::Fixed.name(),
                 _ => disk_type.name(),
             },
+            kind: formats::describe(format, disk_type),
             virtual_size: report.virtual_size,
             copied: report.copied,
             cloned: report.cloned,
@@ -113,11 +117,10 @@ impl Conversion {
         }
         parts.push(format!("{} zero", size::short(self.zero)));
         format!(
-            "converted {} to {}: {}, {}, {}; {}",
+            "converted {} to {}: {}, {}; {}",
             self.source,
             self.target,
-            self.format,
-            self.disk_type,
+            self.kind,
             size::describe(self.virtual_size),
             parts.join(", ")
         )

@@ -39,10 +39,9 @@ pub(crate) fn run(args: CreateArgs, session: &mut Session) -> Result<u8, Failure
     } else {
         let info = disk.info();
         session.out.line(format!(
-            "created {}: {}, {}, {}",
+            "created {}: {}, {}",
             text(&path),
-            info.format.name(),
-            info.disk_type.name(),
+            formats::describe(info.format, info.disk_type),
             size::describe(info.virtual_size)
         ))?;
     }

@@ -70,6 +70,9 @@ pub(super) struct Image {
     format: &'static str,
     #[serde(rename = "type")]
     disk_type: &'static str,
+    /// Both of them, for people.
+    #[serde(skip)]
+    kind: String,
     virtual_size: u64,
     file_size: u64,
     allocated_size: Option<u64>,
@@ -115,6 +118,7 @@ impl Image {
             path: text(layer.path()),
             format: info.format.name(),
             disk_type: info.disk_type.name(),
+            kind: formats::describe(info.format, info.disk_type),
             virtual_size: info.virtual_size,
             file_size: info.file_size,
             allocated_size: allocated,
@@ -140,7 +144,7 @@ impl Image {
     fn print(&self, out: &mut Output) -> Result<(), Failure> {
         let mut row = |label: &str, value: String| out.line(format!("{label:<18}{value}"));
         row("file", self.path.clone())?;
-        row("format", format!("{}, {}", self.format, self.disk_type))?;
+        row("format", self.kind.clone())?;
         row("virtual size", size::describe(self.virtual_size))?;
         row("file size", size::describe(self.file_size))?;
         if let Some(allocated) = self.allocated_size {
