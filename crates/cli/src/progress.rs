@@ -88,13 +88,14 @@ fn watch(show: Show, unit: Unit, observer: &Observer, interrupt: &Interrupt, ove
     let mut view: Box<dyn View> = match show {
         Show::Bar => Box::new(Bar::new(unit)),
         Show::Text => Box::new(Text { shown: 0 }),
-        Show::Json | Show::Nothing => Box::new(Json),
+        Show::Json | Show::Nothing => Box::new(Json { begun: false }),
     };
     loop {
         let progress = observer.progress();
         if progress.status == Status::Pending {
             view.pending(observer.name(), progress, interrupt.asked());
         }
+        // Woken at once by the end, so that a short operation does not take as long as a sample.
         match over.recv_timeout(INTERVAL) {
             Err(RecvTimeoutError::Timeout) => {}
             _ => break,
@@ -125,9 +126,11 @@ impl Bar {
     }
 
     fn make(unit: Unit, name: &str) -> ProgressBar {
+        // Not as wide as the terminal: where the terminal shows "^C" it would begin a line of its own, and the bar could not
+        // be cleared any more.
         let template = match unit {
-            Unit::Bytes => "{msg} {percent:>3}% [{wide_bar}] {binary_bytes_per_sec}, {eta} left",
-            Unit::Steps => "{msg} {percent:>3}% [{wide_bar}]",
+            Unit::Bytes => "{msg} {percent:>3}% [{bar:28}] {binary_bytes_per_sec}, {eta} left",
+            Unit::Steps => "{msg} {percent:>3}% [{bar:28}]",
         };
         let style = ProgressStyle::with_template(template)
             .unwrap_or_else(|_| ProgressStyle::default_bar())
@@ -185,7 +188,9 @@ impl View for Text {
 }
 
 /// One object on a line for every look at the operation.
-struct Json;
+struct Json {
+    begun: bool,
+}
 
 /// The fields of a line; stable.
 #[derive(Serialize)]
@@ -214,10 +219,17 @@ impl JsonLine<'_> {
 
 impl View for Json {
     fn pending(&mut self, name: &str, progress: Progress, _stopping: bool) {
+        self.begun = true;
         JsonLine::say(name, progress);
     }
 
     fn over(&mut self, name: &str, mut progress: Progress) {
+        // Readers may count on a pending line, however short the work was.
+        if !self.begun {
+            let mut begin = progress;
+            (begin.status, begin.current) = (Status::Pending, 0);
+            JsonLine::say(name, begin);
+        }
         // The numbers of a finished operation mean nothing; what succeeded is shown as complete.
         if progress.status == Status::Succeeded {
             progress.current = progress.completion;

@@ -136,7 +136,7 @@ fn input_in_small_pieces_is_written_whole() {
         .unwrap();
     let mut input = child.stdin.take().unwrap();
     for i in 0..1000 {
-        write!(input, "{i:07}\n").unwrap();
+        writeln!(input, "{i:07}").unwrap();
         input.flush().unwrap();
     }
     drop(input);
