@@ -2,6 +2,7 @@
 //!
 //! See `ARCHITECTURE.md` for the map of the modules.
 
+mod block_lock;
 pub mod disk;
 pub mod error;
 pub mod image;

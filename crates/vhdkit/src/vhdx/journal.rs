@@ -1,0 +1,477 @@
+//! The order in which a VHDX file is written: the one place that decides what is durable before what.
+//!
+//! ```text
+//!  clean ──begin──▶ modified ──flush──▶ logging ──close──▶ clean
+//!           │                   ▲    │
+//!           └── any error of a header, log or flush ──▶ failed (until the file is opened again)
+//! ```
+//!
+//! J1 Before anything else changes, a header with new FileWriteGuid and DataWriteGuid is durable.
+//! J2 LogGuid is set only after the log holds a valid entry, and cleared only after every page is in place, durably.
+//! J3 Changed pages of the BAT and of sector bitmaps reach the file only through a log entry that is durable before.
+//!    One flush of the guest is one entry for all of them (several, if they do not fit the log; every prefix of these
+//!    is a valid state because bitmaps go before the BAT, and the BAT goes from its end to its start).
+//! J4 A page in place is not flushed for its own sake: the next barrier makes it durable, and only then the tail of the
+//!    log moves past its entry.
+//! J5 Data goes without a barrier before its BAT entry if the space was zero and the block read as zeros: a crash shows
+//!    zeros or data. In a disk with a parent it would show zeros in place of the parent's data, so there the data is
+//!    made durable first.
+//! J6 The steady state (nothing allocated since the last flush) costs one barrier; allocations without a parent too.
+//! J7 After an error that leaves memory and file possibly different, writing ends: every later call repeats the error.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+
+use uuid::Uuid;
+
+use super::header::{Headers, corrupt};
+use super::layout::{ALIGNMENT, LOG_SECTOR};
+use super::log::{self, Change, EntryFields};
+use super::space::{Space, Span, UsedMap};
+use crate::error::{Error, ErrorKind, Result};
+use crate::num::{MIB, round_down, to_usize};
+use crate::storage::Storage;
+
+/// A changed page that the journal has been told of.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub(super) enum DirtyPage {
+    /// Page of a chunk's sector bitmap.
+    Bitmap { chunk: u64, page: u64 },
+    /// Page of the BAT.
+    Bat { page: u64 },
+}
+
+/// See the module.
+pub(super) struct Journal {
+    modified: AtomicBool,
+    closed: AtomicBool,
+    failed: OnceLock<Error>,
+    dirty: Mutex<Vec<DirtyPage>>,
+    freed: Mutex<Vec<Span>>,
+    space: Mutex<Option<Space>>,
+    state: Mutex<State>,
+    /// Flushes started and the last one completed: who waited for the lock may find its work done.
+    started: AtomicU64,
+    completed: AtomicU64,
+    /// J5: data before metadata.
+    data_first: bool,
+}
+
+struct State {
+    headers: Headers,
+    writer: Option<Writer>,
+    /// A file length known to be durable.
+    flushed_length: u64,
+    /// The replay of this open already gave the file a new FileWriteGuid.
+    file_guid_is_new: bool,
+}
+
+/// Where the log is being written.
+struct Writer {
+    /// Within the log: where the next entry goes.
+    head: u64,
+    /// Within the log: the oldest entry whose pages may not be durable in place; equal to `head` if there is none.
+    tail: u64,
+    /// Bytes from tail to head.
+    used: u64,
+    /// Length of the last entry.
+    last: u64,
+    sequence_number: u64,
+}
+
+impl Journal {
+    pub(super) fn new(
+        headers: Headers,
+        file_guid_is_new: bool,
+        file_length: u64,
+        data_first: bool,
+    ) -> Self {
+        Self {
+            modified: AtomicBool::new(false),
+            closed: AtomicBool::new(false),
+            failed: OnceLock::new(),
+            dirty: Mutex::default(),
+            freed: Mutex::default(),
+            space: Mutex::default(),
+            state: Mutex::new(State {
+                headers,
+                writer: None,
+                flushed_length: file_length,
+                file_guid_is_new,
+            }),
+            started: AtomicU64::new(0),
+            completed: AtomicU64::new(0),
+            data_first,
+        }
+    }
+
+    /// True once the session has changed the file.
+    pub(super) fn is_modified(&self) -> bool {
+        self.modified.load(Ordering::Acquire)
+    }
+
+    /// The identity of the data as the current header has it.
+    pub(super) fn data_write_guid(&self) -> Uuid {
+        lock(&self.state).headers.data_write_guid
+    }
+
+    /// Fails if nothing may be written any more.
+    pub(super) fn check(&self) -> Result<()> {
+        match self.failed.get() {
+            None if self.closed.load(Ordering::Acquire) => {
+                Err(Error::new(ErrorKind::InvalidState, "the disk was closed"))
+            }
+            None => Ok(()),
+            Some(cause) => Err(Error::new(
+                ErrorKind::InvalidState,
+                format!("an earlier error stopped all writing ({})", cause.reason()),
+            )
+            .with_hint("close the disk and open it again: its log holds what was flushed")),
+        }
+    }
+
+    /// Called before the first change of data of a session, by whoever comes first (J1). `used` tells what of the file
+    /// is in use; `begun` is called once, before anybody can write.
+    pub(super) fn begin(
+        &self,
+        storage: &dyn Storage,
+        used: impl FnOnce() -> Result<UsedMap>,
+        begun: impl FnOnce(),
+    ) -> Result<()> {
+        if self.is_modified() {
+            return self.check();
+        }
+        let mut state = lock(&self.state);
+        self.check()?;
+        if self.is_modified() {
+            return Ok(());
+        }
+        let used = used()?;
+        let result = self.begin_locked(storage, &mut state, &used);
+        self.remember(&result);
+        result?;
+        begun();
+        self.modified.store(true, Ordering::Release);
+        Ok(())
+    }
+
+    fn begin_locked(&self, storage: &dyn Storage, state: &mut State, used: &UsedMap) -> Result<()> {
+        if !state.file_guid_is_new {
+            state.headers.file_write_guid = Uuid::new_v4();
+        }
+        state.headers.data_write_guid = Uuid::new_v4();
+        state.headers.update(storage)?;
+        let space = Space::new(storage, used)?;
+        state.flushed_length = state.flushed_length.min(space.file_length());
+        *lock(&self.space) = Some(space);
+        Ok(())
+    }
+
+    /// Space for a block or bitmap that reads as zeros, also after a crash (space rule S1).
+    pub(super) fn take_space(&self, storage: &dyn Storage, length: u64) -> Result<u64> {
+        self.with_space(|space| space.take(storage, length))
+    }
+
+    /// Space that was taken but never referred to: something may have been written to it.
+    pub(super) fn abandon_space(&self, storage: &dyn Storage, span: Span) {
+        // If punching fails the space is lost until the next session, nothing worse.
+        let _ = self.with_space(|space| space.give_back(storage, &[span]));
+    }
+
+    /// Space that a changed BAT entry referred to: reusable once that change is durable (S2). Called after the change.
+    pub(super) fn free(&self, span: Span) {
+        lock(&self.freed).push(span);
+    }
+
+    /// A page that has become dirty.
+    pub(super) fn note(&self, page: DirtyPage) {
+        lock(&self.dirty).push(page);
+    }
+
+    /// Makes everything durable that was written or changed before the call. `take_page` gives a dirty page's place
+    /// and present bytes.
+    pub(super) fn flush(
+        &self,
+        storage: &dyn Storage,
+        take_page: &dyn Fn(DirtyPage) -> Option<(u64, Box<[u8]>)>,
+    ) -> Result<()> {
+        if !self.is_modified() || self.closed.load(Ordering::Acquire) {
+            return Ok(());
+        }
+        // A flush that starts from now on covers this call.
+        let wanted = self.started.load(Ordering::SeqCst) + 1;
+        let mut state = lock(&self.state);
+        self.check()?;
+        if self.completed.load(Ordering::SeqCst) >= wanted {
+            return Ok(());
+        }
+        let number = self.started.fetch_add(1, Ordering::SeqCst) + 1;
+        let result = self.commit(storage, &mut state, take_page);
+        self.remember(&result);
+        result?;
+        self.completed.store(number, Ordering::SeqCst);
+        Ok(())
+    }
+
+    fn commit(
+        &self,
+        storage: &dyn Storage,
+        state: &mut State,
+        take_page: &dyn Fn(DirtyPage) -> Option<(u64, Box<[u8]>)>,
+    ) -> Result<()> {
+        // First the freed spans, then the pages: the change that freed a span is in the pages then, or was before.
+        let freed = std::mem::take(&mut *lock(&self.freed));
+        let mut dirty = std::mem::take(&mut *lock(&self.dirty));
+        if dirty.is_empty() {
+            self.barrier(storage, state)?;
+        } else {
+            // J3: bitmaps, then the BAT from its end.
+            dirty.sort_unstable_by(|a, b| match (a, b) {
+                (DirtyPage::Bat { page: a }, DirtyPage::Bat { page: b }) => b.cmp(a),
+                _ => a.cmp(b),
+            });
+            self.log_pages(storage, state, &dirty, take_page)?;
+        }
+        self.with_space(|space| space.give_back(storage, &freed))
+    }
+
+    fn log_pages(
+        &self,
+        storage: &dyn Storage,
+        state: &mut State,
+        dirty: &[DirtyPage],
+        take_page: &dyn Fn(DirtyPage) -> Option<(u64, Box<[u8]>)>,
+    ) -> Result<()> {
+        // The BAT's bytes are taken before the bitmaps': a block that becomes partially present meanwhile is then
+        // missing from the BAT, never present with an old bitmap.
+        let mut pages: Vec<(u64, Box<[u8]>)> = dirty
+            .iter()
+            .rev()
+            .filter_map(|&page| take_page(page))
+            .collect();
+        pages.reverse();
+        if state.writer.is_none() {
+            // Has a barrier, after the bytes were taken.
+            self.open_log(storage, state)?;
+        } else if self.data_first {
+            self.barrier(storage, state)?;
+        }
+        for batch in pages.chunks_mut(pages_per_entry(state.headers.log_length)) {
+            let changes: Vec<Change> = batch
+                .iter()
+                .map(|(file_offset, page)| Change::Page {
+                    file_offset: *file_offset,
+                    page: page.clone(),
+                })
+                .collect();
+            self.append(storage, state, &changes)?;
+            self.barrier_of_entry(storage, state)?;
+            batch.sort_unstable_by_key(|&(offset, _)| offset);
+            write_pages(storage, batch)?;
+        }
+        Ok(())
+    }
+
+    /// Starts the log: an empty entry, then the header that makes it count (J2).
+    fn open_log(&self, storage: &dyn Storage, state: &mut State) -> Result<()> {
+        if state.headers.log_length == 0 {
+            state.headers.log_offset = self.take_space(storage, LOG_LENGTH)?;
+            state.headers.log_length = LOG_LENGTH;
+        }
+        state.headers.log_guid = Uuid::new_v4();
+        state.writer = Some(Writer {
+            head: 0,
+            tail: 0,
+            used: 0,
+            last: 0,
+            sequence_number: 1,
+        });
+        self.append(storage, state, &[])?;
+        self.barrier_of_entry(storage, state)?;
+        state.headers.update(storage)
+    }
+
+    /// Writes an entry at the head, making room first if need be.
+    fn append(&self, storage: &dyn Storage, state: &mut State, changes: &[Change]) -> Result<()> {
+        let length = log::entry_length(changes.len() as u64);
+        let log_length = state.headers.log_length;
+        let room = |state: &State| {
+            // One sector stays free: a head that has caught up with the tail would be ambiguous.
+            state
+                .writer
+                .as_ref()
+                .is_some_and(|w| w.used + length + LOG_SECTOR <= log_length)
+        };
+        if !room(state) {
+            self.barrier(storage, state)?;
+        }
+        if !room(state) {
+            return Err(corrupt(format!(
+                "a log of {log_length} bytes cannot hold an entry of {length}"
+            )));
+        }
+        let (flushed, file_length) = (
+            state.flushed_length,
+            self.with_space(|space| Ok(space.file_length()))?,
+        );
+        let State {
+            headers,
+            writer: Some(writer),
+            ..
+        } = state
+        else {
+            return Err(corrupt("the log is not open"));
+        };
+        let fields = EntryFields {
+            log_guid: headers.log_guid,
+            sequence_number: writer.sequence_number,
+            tail: writer.tail,
+            flushed_file_offset: round_down(flushed, ALIGNMENT),
+            last_file_offset: file_length,
+        };
+        let bytes = log::encode(&fields, changes)?;
+        let before_wrap = to_usize(length.min(log_length - writer.head));
+        storage.write_at(headers.log_offset + writer.head, &bytes[..before_wrap])?;
+        if before_wrap < bytes.len() {
+            storage.write_at(headers.log_offset, &bytes[before_wrap..])?;
+        }
+        writer.head = (writer.head + length) % log_length;
+        writer.used += length;
+        writer.last = length;
+        writer.sequence_number += 1;
+        Ok(())
+    }
+
+    /// The barrier that commits the entry just appended; all entries before it are in place, durably (J4).
+    fn barrier_of_entry(&self, storage: &dyn Storage, state: &mut State) -> Result<()> {
+        self.plain_barrier(storage, state)?;
+        if let Some(writer) = &mut state.writer {
+            // The last entry is the only one whose pages are not yet in place.
+            let length = state.headers.log_length;
+            writer.tail = (writer.head + length - writer.last) % length;
+            writer.used = writer.last;
+        }
+        Ok(())
+    }
+
+    /// A barrier while every entry's pages have been written in place: afterwards the log is empty.
+    fn barrier(&self, storage: &dyn Storage, state: &mut State) -> Result<()> {
+        self.plain_barrier(storage, state)?;
+        if let Some(writer) = &mut state.writer {
+            writer.tail = writer.head;
+            writer.used = 0;
+        }
+        Ok(())
+    }
+
+    fn plain_barrier(&self, storage: &dyn Storage, state: &mut State) -> Result<()> {
+        let (length, punched) =
+            self.with_space(|space| Ok((space.file_length(), space.punched())))?;
+        storage.flush()?;
+        state.flushed_length = length;
+        self.with_space(|space| {
+            space.flushed(punched);
+            Ok(())
+        })
+    }
+
+    /// Flushes, empties the log, cuts off spare space (J2). Nothing can be written afterwards.
+    pub(super) fn close(
+        &self,
+        storage: &dyn Storage,
+        take_page: &dyn Fn(DirtyPage) -> Option<(u64, Box<[u8]>)>,
+    ) -> Result<()> {
+        let mut state = lock(&self.state);
+        if self.closed.load(Ordering::Acquire) {
+            return Ok(());
+        }
+        if self.is_modified() {
+            self.check()?;
+            let result = self.close_locked(storage, &mut state, take_page);
+            self.remember(&result);
+            result?;
+        }
+        self.closed.store(true, Ordering::Release);
+        Ok(())
+    }
+
+    fn close_locked(
+        &self,
+        storage: &dyn Storage,
+        state: &mut State,
+        take_page: &dyn Fn(DirtyPage) -> Option<(u64, Box<[u8]>)>,
+    ) -> Result<()> {
+        self.commit(storage, state, take_page)?;
+        if state.writer.is_some() {
+            // The pages are in place; now durably so.
+            self.barrier(storage, state)?;
+            state.headers.log_guid = Uuid::nil();
+            state.headers.update(storage)?;
+            state.writer = None;
+        }
+        self.with_space(|space| {
+            if space.trimmed_end() != space.file_length() {
+                storage.set_len(space.trimmed_end())?;
+                space.trimmed();
+            }
+            Ok(())
+        })?;
+        storage.flush()
+    }
+
+    fn with_space<T>(&self, f: impl FnOnce(&mut Space) -> Result<T>) -> Result<T> {
+        match &mut *lock(&self.space) {
+            Some(space) => f(space),
+            None => Err(Error::new(
+                ErrorKind::InvalidState,
+                "the session has not begun",
+            )),
+        }
+    }
+
+    /// J7.
+    fn remember<T>(&self, result: &Result<T>) {
+        if let Err(error) = result {
+            let _ = self.failed.set(error.duplicate());
+        }
+    }
+}
+
+/// Length of a log that is made for a file without one.
+const LOG_LENGTH: u64 = MIB;
+
+/// The most pages that one entry of a log can carry with one sector left free.
+fn pages_per_entry(log_length: u64) -> usize {
+    let sectors = log_length / LOG_SECTOR;
+    let pages = (0..sectors)
+        .rev()
+        .find(|&pages| log::entry_length(pages) + LOG_SECTOR <= log_length);
+    to_usize(pages.unwrap_or(1).max(1))
+}
+
+/// Writes pages in place, neighbours together.
+fn write_pages(storage: &dyn Storage, pages: &[(u64, Box<[u8]>)]) -> Result<()> {
+    let mut rest = pages;
+    while let Some((offset, first)) = rest.first() {
+        let run = rest
+            .iter()
+            .enumerate()
+            .take_while(|(i, (at, _))| *at == offset + *i as u64 * LOG_SECTOR)
+            .count();
+        if run == 1 {
+            storage.write_at(*offset, first)?;
+        } else {
+            let bytes: Vec<u8> = rest[..run]
+                .iter()
+                .flat_map(|(_, page)| page.iter().copied())
+                .collect();
+            storage.write_at(*offset, &bytes)?;
+        }
+        rest = &rest[run..];
+    }
+    Ok(())
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

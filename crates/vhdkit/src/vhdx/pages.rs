@@ -1,0 +1,207 @@
+//! A table of 64-bit words in the file (the BAT, a sector bitmap block) that is loaded page by page and changed in
+//! memory until the journal writes the changed pages.
+
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use crate::error::Result;
+use crate::num::to_usize;
+use crate::storage::Storage;
+
+/// Length of a page in bytes: what one log descriptor carries.
+pub(super) const PAGE: u64 = 4096;
+/// Words of a page.
+pub(super) const WORDS: u64 = PAGE / 8;
+
+/// See the module. Pages never leave memory once loaded: 8 bytes for each block that was touched at random. Walks over
+/// the whole table use [`PagedTable::peek`], which loads nothing.
+pub(super) struct PagedTable {
+    /// Where the table is in the file.
+    offset: u64,
+    /// Words in the table.
+    words: u64,
+    pages: OnceLock<Box<[OnceLock<Page>]>>,
+}
+
+struct Page {
+    words: Box<[AtomicU64]>,
+    /// Changed since the journal last took it.
+    dirty: AtomicBool,
+}
+
+impl PagedTable {
+    pub(super) fn new(offset: u64, words: u64) -> Self {
+        Self {
+            offset,
+            words,
+            pages: OnceLock::new(),
+        }
+    }
+
+    pub(super) fn words(&self) -> u64 {
+        self.words
+    }
+
+    fn slot(&self, page: u64) -> &OnceLock<Page> {
+        let pages = self.pages.get_or_init(|| {
+            (0..self.words.div_ceil(WORDS))
+                .map(|_| OnceLock::new())
+                .collect()
+        });
+        &pages[to_usize(page)]
+    }
+
+    fn page(&self, storage: &dyn Storage, page: u64) -> Result<&Page> {
+        let slot = self.slot(page);
+        if let Some(page) = slot.get() {
+            return Ok(page);
+        }
+        let words = self.read_page(storage, page)?.map(AtomicU64::new).collect();
+        // Of two threads that load at the same time one wins; both read the same bytes, since the file's page changes
+        // only after it was loaded.
+        Ok(slot.get_or_init(|| Page {
+            words,
+            dirty: AtomicBool::new(false),
+        }))
+    }
+
+    fn read_page(
+        &self,
+        storage: &dyn Storage,
+        page: u64,
+    ) -> Result<impl Iterator<Item = u64> + use<>> {
+        let mut bytes = vec![0; to_usize(PAGE)];
+        storage.read_at(self.offset + page * PAGE, &mut bytes)?;
+        let words: Vec<u64> = bytes
+            .chunks_exact(8)
+            .map(|word| word.try_into().map_or(0, u64::from_le_bytes))
+            .collect();
+        Ok(words.into_iter())
+    }
+
+    /// The word at `index`; loads its page.
+    pub(super) fn get(&self, storage: &dyn Storage, index: u64) -> Result<u64> {
+        let page = self.page(storage, index / WORDS)?;
+        Ok(page.words[to_usize(index % WORDS)].load(Ordering::Acquire))
+    }
+
+    /// Changes a word; true if its page was clean before and so has to be told to the journal.
+    pub(super) fn set(&self, storage: &dyn Storage, index: u64, value: u64) -> Result<bool> {
+        let page = self.page(storage, index / WORDS)?;
+        page.words[to_usize(index % WORDS)].store(value, Ordering::Release);
+        Ok(!page.dirty.swap(true, Ordering::AcqRel))
+    }
+
+    /// Sets and clears bits of a word at once; true as for [`PagedTable::set`].
+    pub(super) fn change_bits(
+        &self,
+        storage: &dyn Storage,
+        index: u64,
+        clear: u64,
+        set: u64,
+    ) -> Result<bool> {
+        let page = self.page(storage, index / WORDS)?;
+        let word = &page.words[to_usize(index % WORDS)];
+        word.fetch_and(!clear, Ordering::AcqRel);
+        word.fetch_or(set, Ordering::AcqRel);
+        Ok(!page.dirty.swap(true, Ordering::AcqRel))
+    }
+
+    /// Makes sure that the page of `index` can be changed without an error.
+    pub(super) fn load(&self, storage: &dyn Storage, index: u64) -> Result<()> {
+        self.page(storage, index / WORDS).map(drop)
+    }
+
+    /// The bytes of a page as they are now, for the journal, and from now on clean.
+    pub(super) fn take_page(&self, page: u64) -> Option<(u64, Box<[u8]>)> {
+        let loaded = self.slot(page).get()?;
+        // Clean first: a change from now on is told again.
+        // A swap, not a store: it meets the writer's swap, so that the writer's word is seen below.
+        loaded.dirty.swap(false, Ordering::AcqRel);
+        let bytes: Vec<u8> = loaded
+            .words
+            .iter()
+            .flat_map(|w| w.load(Ordering::Acquire).to_le_bytes())
+            .collect();
+        Some((self.offset + page * PAGE, bytes.into()))
+    }
+
+    /// What the table holds from `index` on, without loading anything: the rest of its page, or the length of a hole in
+    /// the file.
+    pub(super) fn peek(&self, storage: &dyn Storage, index: u64) -> Result<Peek> {
+        let page = index / WORDS;
+        let skip = to_usize(index % WORDS);
+        let count = to_usize((self.words - page * WORDS).min(WORDS));
+        if let Some(loaded) = self
+            .pages
+            .get()
+            .and_then(|pages| pages[to_usize(page)].get())
+        {
+            let words = loaded.words[..count].iter().skip(skip);
+            return Ok(Peek::Words(
+                words.map(|w| w.load(Ordering::Acquire)).collect(),
+            ));
+        }
+        let start = self.offset + page * PAGE;
+        let end = self.offset + self.words.div_ceil(WORDS) * PAGE;
+        let data = storage.next_data(start..end)?;
+        if data.as_ref().is_none_or(|data| data.start >= start + PAGE) {
+            // Pages in memory may hold what the file does not hold yet.
+            let hole_end = data.map_or(end, |data| data.start - (data.start - start) % PAGE);
+            let pages = (hole_end - start) / PAGE;
+            let hole = (0..pages)
+                .find(|i| self.is_loaded(page + i))
+                .unwrap_or(pages);
+            if hole > 0 {
+                return Ok(Peek::Zeros(((page + hole) * WORDS).min(self.words) - index));
+            }
+        }
+        let words = self
+            .read_page(storage, page)?
+            .take(count)
+            .skip(skip)
+            .collect();
+        Ok(Peek::Words(words))
+    }
+
+    fn is_loaded(&self, page: u64) -> bool {
+        self.pages
+            .get()
+            .is_some_and(|pages| pages[to_usize(page)].get().is_some())
+    }
+}
+
+/// See [`PagedTable::peek`].
+pub(super) enum Peek {
+    /// These words, one after the other.
+    Words(Vec<u64>),
+    /// This many zeros.
+    Zeros(u64),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::storage::MemoryStorage;
+
+    #[test]
+    fn holes_are_skipped_but_pages_in_memory_are_not() {
+        let storage = MemoryStorage::new();
+        storage.set_len(1 << 30).unwrap();
+        let table = PagedTable::new(1 << 20, 1 << 25);
+        assert!(matches!(table.peek(&storage, 5).unwrap(), Peek::Zeros(n) if n == (1 << 25) - 5));
+        assert!(table.set(&storage, 10 * WORDS + 3, 77).unwrap());
+        assert!(
+            !table.set(&storage, 10 * WORDS + 4, 78).unwrap(),
+            "already told"
+        );
+        assert!(matches!(table.peek(&storage, 5).unwrap(), Peek::Zeros(n) if n == 10 * WORDS - 5));
+        match table.peek(&storage, 10 * WORDS + 3).unwrap() {
+            Peek::Words(words) => assert_eq!(words[..3], [77, 78, 0]),
+            Peek::Zeros(_) => unreachable!(),
+        }
+        let (offset, bytes) = table.take_page(10).unwrap();
+        assert_eq!((offset, bytes[24]), ((1 << 20) + 10 * PAGE, 77));
+        assert!(table.set(&storage, 10 * WORDS, 1).unwrap(), "clean again");
+    }
+}

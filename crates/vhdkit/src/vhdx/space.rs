@@ -1,0 +1,246 @@
+//! Which parts of the file are free, and when they may be used (format sheet 8.2, 8.3).
+//!
+//! S1 Space that is handed out reads as zeros, and still does after a crash: either it lies beyond everything that was
+//!    ever used (the file was made longer, with zeros), or it was punched and a flush has made that durable.
+//! S2 Space that a BAT entry referred to is punched only after the log entry that removes the reference is durable,
+//!    and handed out only after the next flush. So there is one class of space, and no order between a block's data
+//!    and its BAT entry is needed for blocks that read as zeros before.
+//! S3 Handed out twice is impossible: space is in exactly one of the lists, or in use.
+
+use std::collections::BTreeMap;
+
+use super::layout::{ALIGNMENT, MAX_FILE_SIZE};
+use crate::error::{Error, ErrorKind, Result};
+use crate::num::{MIB, round_up, to_usize};
+use crate::storage::Storage;
+
+/// The file grows by at least this, so that not every new block changes its length.
+const GROWTH: u64 = 64 * MIB;
+
+/// A part of the file: offset and length, multiples of 1 MiB.
+pub(super) type Span = (u64, u64);
+
+/// See the module.
+pub(super) struct Space {
+    /// Length of the file as far as this session made it.
+    file_length: u64,
+    /// Everything from here on was never used.
+    end: u64,
+    /// Free, zero, durably so: offset to length.
+    ready: BTreeMap<u64, u64>,
+    /// Punched, waiting for a flush.
+    punched: Vec<Span>,
+}
+
+impl Space {
+    /// `used` is what the file's structures and blocks take. The file is cut off behind the last of them; holes
+    /// between them are punched and become available with the next flush.
+    pub(super) fn new(storage: &dyn Storage, used: &UsedMap) -> Result<Self> {
+        let end = used.end();
+        let length = storage.len()?;
+        // A last block cut short by another writer is made whole; a tail that nobody refers to goes.
+        if length != end {
+            storage.set_len(end)?;
+        }
+        let holes = used.holes(MAX_HOLES);
+        for &(offset, length) in &holes {
+            storage.punch_hole(offset, length)?;
+        }
+        Ok(Self {
+            file_length: end,
+            end,
+            ready: BTreeMap::new(),
+            punched: holes,
+        })
+    }
+
+    /// Takes `length` bytes that read as zeros; makes the file longer if needed.
+    pub(super) fn take(&mut self, storage: &dyn Storage, length: u64) -> Result<u64> {
+        if let Some((&offset, &free)) = self.ready.iter().find(|&(_, &free)| free >= length) {
+            self.ready.remove(&offset);
+            if free > length {
+                self.ready.insert(offset + length, free - length);
+            }
+            return Ok(offset);
+        }
+        let (offset, end) = (self.end, self.end + length);
+        if end > MAX_FILE_SIZE {
+            return Err(Error::new(
+                ErrorKind::BlockAllocationFailure,
+                "the file cannot grow beyond 256 TiB",
+            ));
+        }
+        if end > self.file_length {
+            let longer = round_up(end, GROWTH);
+            self.file_length = grow(storage, longer, end)?;
+        }
+        self.end = end;
+        Ok(offset)
+    }
+
+    /// Gives up space that nothing durable refers to, content unknown.
+    pub(super) fn give_back(&mut self, storage: &dyn Storage, spans: &[Span]) -> Result<()> {
+        for &(offset, length) in spans {
+            storage.punch_hole(offset, length)?;
+            self.punched.push((offset, length));
+        }
+        Ok(())
+    }
+
+    /// What was punched so far; to be handed to [`Space::flushed`] after a flush that starts now.
+    pub(super) fn punched(&self) -> usize {
+        self.punched.len()
+    }
+
+    /// A flush has made the first `count` punched spans durable.
+    pub(super) fn flushed(&mut self, count: usize) {
+        for (offset, length) in self.punched.drain(..count) {
+            let (mut start, mut end) = (offset, offset + length);
+            if let Some((&before, &free)) = self.ready.range(..start).next_back()
+                && before + free == start
+            {
+                self.ready.remove(&before);
+                start = before;
+            }
+            if let Some(free) = self.ready.remove(&end) {
+                end += free;
+            }
+            self.ready.insert(start, end - start);
+        }
+    }
+
+    /// Length of the file now.
+    pub(super) fn file_length(&self) -> u64 {
+        self.file_length
+    }
+
+    /// Where the file may be cut off when nothing is pending: behind the last space in use.
+    pub(super) fn trimmed_end(&self) -> u64 {
+        match self.ready.last_key_value() {
+            Some((&offset, &length)) if offset + length == self.end => offset,
+            _ => self.end,
+        }
+    }
+
+    /// The file was cut off at [`Space::trimmed_end`].
+    pub(super) fn trimmed(&mut self) {
+        let end = self.trimmed_end();
+        self.ready.remove(&end);
+        self.end = end;
+        self.file_length = end;
+    }
+}
+
+/// Makes the file longer: to `wanted`, or if that is not possible (a limit of the file size may lie between) to
+/// `needed`. Returns the new length.
+pub(super) fn grow(storage: &dyn Storage, wanted: u64, needed: u64) -> Result<u64> {
+    if storage.set_len(wanted).is_ok() {
+        return Ok(wanted);
+    }
+    storage.set_len(needed)?;
+    Ok(needed)
+}
+
+/// So many holes are taken up at the start of a session; further ones wait for a compaction.
+const MAX_HOLES: usize = 4096;
+
+/// Which units of 1 MiB of a file are in use: a bitmap in pieces, so that its memory follows what is used and not what
+/// the file's length claims.
+#[derive(Default)]
+pub(super) struct UsedMap {
+    pieces: BTreeMap<u64, Box<[u64]>>,
+    end: u64,
+}
+
+/// Units per piece.
+const PIECE: u64 = 32 * 1024;
+
+impl UsedMap {
+    /// Marks a range, rounded out to whole units. False if part of it was marked before.
+    pub(super) fn mark(&mut self, offset: u64, length: u64) -> bool {
+        let (first, last) = (offset / ALIGNMENT, (offset + length).div_ceil(ALIGNMENT));
+        self.end = self.end.max(last * ALIGNMENT);
+        let mut free = true;
+        for unit in first..last {
+            let piece = self
+                .pieces
+                .entry(unit / PIECE)
+                .or_insert_with(|| vec![0; to_usize(PIECE / 64)].into());
+            let word = &mut piece[to_usize(unit % PIECE / 64)];
+            let bit = 1 << (unit % 64);
+            free &= *word & bit == 0;
+            *word |= bit;
+        }
+        free
+    }
+
+    /// End of the last marked range.
+    pub(super) fn end(&self) -> u64 {
+        self.end
+    }
+
+    /// The free ranges before the end, at most `limit` of them.
+    pub(super) fn holes(&self, limit: usize) -> Vec<Span> {
+        let mut holes = Vec::new();
+        let mut free_from = 0;
+        for (&number, piece) in &self.pieces {
+            for (i, &word) in piece.iter().enumerate() {
+                let base = number * PIECE + i as u64 * 64;
+                let mut rest = word;
+                while rest != 0 {
+                    let unit = base + u64::from(rest.trailing_zeros());
+                    if unit > free_from {
+                        holes.push((free_from * ALIGNMENT, (unit - free_from) * ALIGNMENT));
+                        if holes.len() == limit {
+                            return holes;
+                        }
+                    }
+                    free_from = unit + 1;
+                    rest &= rest - 1;
+                }
+            }
+        }
+        holes
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::storage::MemoryStorage;
+
+    #[test]
+    fn holes_are_found_and_double_use_is_noticed() {
+        let mut used = UsedMap::default();
+        assert!(used.mark(0, MIB));
+        assert!(used.mark(3 * MIB, 2 * MIB));
+        assert!(used.mark(40_000 * MIB, 1));
+        assert!(!used.mark(4 * MIB, MIB));
+        assert_eq!(used.end(), 40_001 * MIB);
+        assert_eq!(used.holes(9), [(MIB, 2 * MIB), (5 * MIB, 39_995 * MIB)]);
+    }
+
+    #[test]
+    fn freed_space_is_handed_out_only_after_a_flush() {
+        let storage = MemoryStorage::new();
+        let mut used = UsedMap::default();
+        used.mark(0, 4 * MIB);
+        storage.set_len(9 * MIB).unwrap();
+        let mut space = Space::new(&storage, &used).unwrap();
+        assert_eq!(storage.len().unwrap(), 4 * MIB, "the unused tail is gone");
+        let a = space.take(&storage, 2 * MIB).unwrap();
+        let b = space.take(&storage, 2 * MIB).unwrap();
+        assert_eq!((a, b), (4 * MIB, 6 * MIB));
+        space.give_back(&storage, &[(a, 2 * MIB)]).unwrap();
+        assert_eq!(space.take(&storage, MIB).unwrap(), 8 * MIB);
+        let count = space.punched();
+        space.flushed(count);
+        assert_eq!(space.take(&storage, MIB).unwrap(), a);
+        space.give_back(&storage, &[(8 * MIB, MIB)]).unwrap();
+        let count = space.punched();
+        space.flushed(count);
+        assert_eq!(space.trimmed_end(), 8 * MIB);
+        space.trimmed();
+        assert_eq!(space.file_length(), 8 * MIB);
+    }
+}
