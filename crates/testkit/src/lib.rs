@@ -1,1 +1,33 @@
-//! Test kit.
+//! Test kit of vhdkit: what the tests need and users never see.
+//!
+//! | module | what |
+//! |---|---|
+//! | [`fault`] | storage that counts its calls and fails the k-th |
+//! | [`crash`] | storage that records its history and shows what a crash could leave of it |
+//! | [`model`] | what a disk must read: exactly, or after a crash |
+//! | [`guest`] | operations of a guest: random ones, and running them on a disk |
+//! | [`history`] | the drivers of crash and fault tests |
+//! | [`variant`] | every kind of disk that is tested, made in memory |
+//! | [`synth`] | VHD and VHDX files built by hand, independently of the library |
+//! | [`patch`] | changes to the fields of a file, checksums put right |
+//! | [`corpus`] | real images and what is known of them |
+//! | [`peers`] | other programs that read the same formats |
+//! | [`fuzz`] | what the fuzz targets run |
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::expect_used,
+    reason = "test support: a failure here is a failed test"
+)]
+#![allow(
+    clippy::cast_possible_truncation,
+    reason = "test data is small and the target has 64 bits"
+)]
+
+pub mod crash;
+pub mod fault;
+pub mod guest;
+pub mod history;
+pub mod model;
+pub mod rng;
+pub mod variant;

@@ -2,13 +2,15 @@
 
 use std::collections::BTreeMap;
 use std::ops::Range;
-use std::sync::{PoisonError, RwLock};
+use std::sync::{Arc, PoisonError, RwLock};
 
 use super::{Storage, end_of};
 use crate::error::{Error, ErrorKind, Result};
 use crate::num::{round_down, to_usize};
 
 /// A sparse file in memory. `flush` does nothing: there is no crash to survive.
+///
+/// A clone shares its pages with the original until one of the two writes to them.
 #[derive(Default)]
 pub struct MemoryStorage {
     state: RwLock<State>,
@@ -17,10 +19,11 @@ pub struct MemoryStorage {
 #[derive(Default, Clone)]
 struct State {
     length: u64,
-    pages: BTreeMap<u64, Box<[u8]>>,
+    pages: BTreeMap<u64, Arc<Page>>,
 }
 
 const PAGE: u64 = 4096;
+type Page = [u8; PAGE as usize];
 
 impl MemoryStorage {
     /// An empty file.
@@ -88,8 +91,8 @@ impl State {
             let bytes = self
                 .pages
                 .entry(page)
-                .or_insert_with(|| vec![0; to_usize(PAGE)].into_boxed_slice());
-            bytes[within..within + n].copy_from_slice(&data[done..done + n]);
+                .or_insert_with(|| Arc::new([0; PAGE as usize]));
+            Arc::make_mut(bytes)[within..within + n].copy_from_slice(&data[done..done + n]);
             done += n;
         }
         self.length = self.length.max(offset + data.len() as u64);
@@ -111,7 +114,7 @@ impl State {
             } else if let Some(bytes) = self.pages.get_mut(&page) {
                 let from = to_usize(page.max(offset) - page);
                 let to = to_usize((page + PAGE).min(end) - page);
-                bytes[from..to].fill(0);
+                Arc::make_mut(bytes)[from..to].fill(0);
             }
         }
     }
@@ -168,11 +171,11 @@ impl Storage for MemoryStorage {
     fn next_data(&self, range: Range<u64>) -> Result<Option<Range<u64>>> {
         Ok(self.with(|state| {
             let end = range.end.min(state.length);
+            if range.start >= end {
+                return None;
+            }
             let mut found: Option<Range<u64>> = None;
-            for (&page, _) in state
-                .pages
-                .range(round_down(range.start, PAGE)..end.max(range.start))
-            {
+            for (&page, _) in state.pages.range(round_down(range.start, PAGE)..end) {
                 match &mut found {
                     None => found = Some(page.max(range.start)..(page + PAGE).min(end)),
                     Some(run) if run.end == page => run.end = (page + PAGE).min(end),
@@ -208,6 +211,25 @@ mod tests {
             storage.read_at(2, &mut [0; 2]).unwrap_err().kind(),
             ErrorKind::ReadFault
         );
+    }
+
+    #[test]
+    fn an_empty_range_holds_no_data() {
+        let storage = MemoryStorage::from_bytes(&[7; 100]);
+        assert_eq!(storage.next_data(50..200).unwrap(), Some(50..100));
+        assert_eq!(storage.next_data(100..100).unwrap(), None);
+        assert_eq!(storage.next_data(50..50).unwrap(), None);
+        assert_eq!(storage.next_data(200..300).unwrap(), None);
+    }
+
+    #[test]
+    fn a_clone_is_independent_of_its_original() {
+        let storage = MemoryStorage::from_bytes(&[7; 10000]);
+        let copy = storage.clone();
+        storage.write_at(5000, &[8; 10]).unwrap();
+        copy.zero_range(0, 10).unwrap();
+        assert_eq!(storage.to_vec()[0], 7);
+        assert_eq!(copy.to_vec()[5000], 7);
     }
 
     #[test]
