@@ -11,6 +11,7 @@ use super::storage::{Change, Recorder, apply_torn};
 use super::*;
 use crate::error::ErrorKind;
 use crate::image::{NoBacking, ZeroMode};
+use crate::vhd::footer::Places;
 
 const SIZE: u64 = 64 * 1024;
 
@@ -52,6 +53,14 @@ fn verify(crashed: &MemoryStorage, states: &[Vec<u8>], backing: &dyn Backing, un
     let image = open(crashed, false).expect("opens after a crash");
     let found = findings(crashed);
     assert!(worst(&found) <= Some(Severity::Info), "{found:?}");
+    let mut last = [0; 512];
+    crashed
+        .read_at(crashed.len().unwrap() - 512, &mut last)
+        .unwrap();
+    assert!(
+        last.starts_with(b"conectix") || last == [0; 512],
+        "bytes of the guest must never be where a footer is looked for"
+    );
     let seen = read_all(&image, backing);
     for (at, part) in (0..).step_by(unit).zip(seen.chunks(unit)) {
         assert!(
@@ -240,13 +249,22 @@ fn a_crash_while_both_footers_are_put_right_loses_neither() {
             start.write_at(0, &[0x22; 512]).unwrap();
         }
         let recorder = Recorder::new(&start);
-        *recorder.on_flush.lock().unwrap() = Some(Box::new(|media, changes| {
+        *recorder.on_flush.lock().unwrap() = Some(Box::new(move |media, changes| {
+            // Growing, which follows, may leave the end without a footer.
+            let grows = |c: &Change| matches!(c, Change::Length(l) if *l > media.len().unwrap());
+            let end_was_damaged = !end || changes.iter().any(grows);
             for subset in 0..1_u32 << changes.len().min(10) {
                 let crashed = media.clone();
                 for (i, change) in changes.iter().enumerate() {
                     apply_torn(&crashed, change, || subset >> i & 1 == 1);
                 }
-                open(&crashed, false).expect("one footer is always there");
+                let image = open(&crashed, false).expect("one footer is always there");
+                assert_eq!(image.virtual_size(), SIZE);
+                let places = Places::read(&crashed).unwrap();
+                assert!(
+                    end_was_damaged || places.end.signed().is_some(),
+                    "a good footer at the end stays until there is another"
+                );
             }
         }));
         let image = VhdImage::open(recorder.clone(), true).unwrap();
@@ -309,6 +327,32 @@ fn any_failing_call_is_reported_and_costs_nothing_that_was_flushed() {
                 assert!(call > 8, "the sweep ends after all calls");
                 break;
             }
+        }
+    }
+}
+
+#[test]
+fn a_place_that_a_failed_write_left_is_zeroed_for_the_next_block() {
+    for call in 1..12 {
+        let recorder = Recorder::new(&create_small(DiskType::Dynamic, SIZE, 4096));
+        let image = VhdImage::open(recorder.clone(), true).unwrap();
+        image.write_at(0, &[1; 512], &NoBacking).unwrap();
+        image.flush().unwrap();
+        recorder.calls.store(0, Ordering::SeqCst);
+        recorder.fail_at.store(call, Ordering::SeqCst);
+        let failed = image.write_at(8192, &[0x77; 4096], &NoBacking).is_err();
+        recorder.fail_at.store(0, Ordering::SeqCst);
+        let retry = image.write_at(40_960, &[2; 512], &NoBacking);
+        assert!(retry.is_ok() || failed);
+        if retry.is_ok() {
+            assert_eq!(read_range(&image, &NoBacking, 41_472..45_056), [0; 3584]);
+            let expected = if failed { 0 } else { 0x77 };
+            assert_eq!(
+                read_range(&image, &NoBacking, 8192..12_288),
+                [expected; 4096]
+            );
+            image.close().unwrap();
+            assert!(worst(&findings(&recorder.now)) <= Some(Severity::Info));
         }
     }
 }

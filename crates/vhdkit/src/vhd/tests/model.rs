@@ -203,3 +203,31 @@ fn zeros_written_to_a_child_hide_the_parent_whatever_the_bitmap() {
         }
     }
 }
+
+#[test]
+fn what_a_crash_left_under_a_clear_bit_is_never_shown() {
+    let size = 64 * 1024;
+    let backing = Pattern {
+        bytes: vec![5; to_usize(size)],
+    };
+    for mode in [ZeroMode::MayUnmap, ZeroMode::KeepAllocated] {
+        let storage = Arc::new(create_small(DiskType::Differencing, size, 4096));
+        let image = VhdImage::open(storage.clone(), true).unwrap();
+        image.write_at(0, &[1; 512], &backing).unwrap();
+        let ExtentKind::Data { storage_offset } = image.map(0, 512).unwrap().kind else {
+            panic!("the sector is here");
+        };
+        storage
+            .write_at(storage_offset + 512, &[0x66; 3584])
+            .unwrap();
+        assert_eq!(read_range(&image, &backing, 512..4096), [5; 3584]);
+        // A sector that is written in part takes its rest from the parent.
+        image.write_at(700, &[2; 10], &backing).unwrap();
+        assert_eq!(read_range(&image, &backing, 512..700), [5; 188]);
+        assert_eq!(read_range(&image, &backing, 710..1024), [5; 314]);
+        image.zero(1000, 3000, mode, &backing).unwrap();
+        assert_eq!(read_range(&image, &backing, 1000..4000), [0; 3000]);
+        assert_eq!(read_range(&image, &backing, 4000..4096), [5; 96]);
+        image.close().unwrap();
+    }
+}
