@@ -1,17 +1,17 @@
-//! A small table of locks that stands for one lock per block.
-//!
-//! Reading and writing bytes of a block that stays where it is holds its lock shared; changing where a block is, or
-//! what its sectors mean, holds it exclusively. So space is never given away under a request that is still using it.
+//! A small, fixed table of locks that stands for one lock per block of a disk.
 
 use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
-/// Enough that threads on different blocks rarely meet.
-const SHARDS: u64 = 64;
+const SHARDS: usize = 64;
 
-/// See the module.
+/// One reader-writer lock per block, shared by blocks whose numbers are equal modulo 64.
+///
+/// Whoever moves data of a block in a way that assumes nothing about the rest of it holds the block shared; whoever
+/// allocates it, or completes a sector from what is already there, holds it exclusively. Never hold two at once, but
+/// through [`BlockLocks::write_all`].
 pub(crate) struct BlockLocks(Box<[Shard]>);
 
-/// On a cache line of its own, so that two threads on different shards do not slow each other down.
+/// Alone on its cache line (two, for processors that fetch pairs), so that shards do not slow each other down.
 #[repr(align(128))]
 #[derive(Default)]
 struct Shard(RwLock<()>);
@@ -21,19 +21,26 @@ impl BlockLocks {
         Self((0..SHARDS).map(|_| Shard::default()).collect())
     }
 
+    /// Shared with other readers of the block.
     pub(crate) fn read(&self, block: u64) -> RwLockReadGuard<'_, ()> {
         self.shard(block)
             .read()
             .unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Alone with the block.
     pub(crate) fn write(&self, block: u64) -> RwLockWriteGuard<'_, ()> {
         self.shard(block)
             .write()
             .unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Alone with all blocks.
+    pub(crate) fn write_all(&self) -> Vec<RwLockWriteGuard<'_, ()>> {
+        (0..SHARDS as u64).map(|block| self.write(block)).collect()
+    }
+
     fn shard(&self, block: u64) -> &RwLock<()> {
-        &self.0[crate::num::to_usize(block % SHARDS)].0
+        &self.0[crate::num::to_usize(block % SHARDS as u64)].0
     }
 }

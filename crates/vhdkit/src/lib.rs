@@ -14,6 +14,7 @@ pub mod storage;
 pub mod verbs;
 pub mod vhd;
 pub mod vhdx;
+mod zeros;
 
 pub use disk::{OpenOptions, VirtualDisk};
 pub use error::{Error, ErrorKind, Result};

@@ -55,11 +55,10 @@ impl ParentMap {
 }
 
 /// The parent's file: the first recorded path that leads to one.
-pub(super) fn find_parent(
-    child: &Path,
-    reference: &ParentReference,
-    map: &ParentMap,
-) -> Result<PathBuf> {
+///
+/// # Errors
+/// [`ErrorKind::ParentNotFound`], with the paths that were recorded and those that were tried.
+pub fn find_parent(child: &Path, reference: &ParentReference, map: &ParentMap) -> Result<PathBuf> {
     let folder = match child.parent() {
         Some(folder) if !folder.as_os_str().is_empty() => folder,
         _ => Path::new("."),

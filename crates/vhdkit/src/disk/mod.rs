@@ -8,7 +8,7 @@ mod locate;
 
 pub use chain::{OpenOptions, Parents};
 pub use detect::{detect_format, open_image};
-pub use locate::{ParentMap, relative_windows_path};
+pub use locate::{ParentMap, find_parent, relative_windows_path};
 
 use std::ops::Range;
 use std::path::{Path, PathBuf};

@@ -158,6 +158,12 @@ impl FileStorage {
     fn direct(&self) -> Option<&File> {
         self.direct
             .get_or_init(|| {
+                // A file system in memory accepts the flag but has nothing to bypass.
+                const TMPFS: u64 = 0x0102_1994;
+                if rustix::fs::fstatfs(&self.file).is_ok_and(|s| s.f_type.cast_unsigned() == TMPFS)
+                {
+                    return None;
+                }
                 let flags = rustix::fs::OFlags::DIRECT.bits().cast_signed();
                 let by_number = format!("/proc/self/fd/{}", self.file.as_raw_fd());
                 OpenOptions::new()
@@ -284,6 +290,14 @@ impl Storage for FileStorage {
             Err(_) => range.end,
         };
         Ok(Some(start..end.max(start + 1)))
+    }
+
+    fn can_clone_from(&self, source: &dyn Storage) -> bool {
+        // No file system clones a single byte in the middle of a block. One that can clone at all says so with EINVAL,
+        // one that cannot says something else first.
+        source.as_file().is_some_and(|source| {
+            sys::clone_range(&self.file, &source.file, 1, 1, 1) == Err(Errno::INVAL)
+        })
     }
 
     fn clone_range_from(

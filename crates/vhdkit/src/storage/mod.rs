@@ -90,6 +90,12 @@ pub trait Storage: Send + Sync {
         Ok((range.start < range.end).then_some(range))
     }
 
+    /// True if the file system can share blocks between the source and this file. Asks without changing anything.
+    fn can_clone_from(&self, source: &dyn Storage) -> bool {
+        let _ = source;
+        false
+    }
+
     /// Shares the source's blocks with this file instead of copying (reflink). `Ok(false)` means that these two files
     /// cannot share this range; nothing was changed then.
     fn clone_range_from(

@@ -1,12 +1,18 @@
 //! `convert`: any disk, its chain flattened, into a new file of any writable format.
 
+use std::os::unix::fs::FileTypeExt;
 use std::path::PathBuf;
+use std::sync::Arc;
 
-use crate::disk::OpenOptions;
-use crate::error::{Error, ErrorKind, Result};
-use crate::image::{DiskType, Format, IdentifierSource};
-use crate::operation::Operation;
 use uuid::Uuid;
+
+use super::copy::{Copied, copy, data_bytes};
+use crate::disk::{OpenOptions, VirtualDisk};
+use crate::error::{Context, Error, ErrorKind, Result};
+use crate::image::{CreateParameters, DiskType, Format, IdentifierSource, ImageInfo};
+use crate::num::round_up;
+use crate::operation::{Monitor, Operation};
+use crate::storage::{Access, FileStorage, NewFile, Storage};
 
 /// What to convert into what. Sizes are in bytes; `None` takes the format's default.
 #[derive(Clone, Debug)]
@@ -60,8 +66,112 @@ pub struct ConvertReport {
 /// # Errors
 /// Through the operation: what opening the source and creating the target can fail with, and
 /// [`ErrorKind::ReadFault`], [`ErrorKind::WriteFault`], [`ErrorKind::DiskFull`].
-pub fn convert(_options: ConvertOptions) -> Operation<ConvertReport> {
-    Operation::start("convert", |_| -> Result<ConvertReport> {
-        Err(Error::new(ErrorKind::NotSupported, "not yet"))
+pub fn convert(options: ConvertOptions) -> Operation<ConvertReport> {
+    Operation::start("convert", move |monitor| run(&options, monitor))
+}
+
+fn run(options: &ConvertOptions, monitor: &Monitor) -> Result<ConvertReport> {
+    if options.disk_type == DiskType::Differencing {
+        return Err(Error::new(
+            ErrorKind::InvalidType,
+            "a conversion makes a disk without a parent",
+        )
+        .with_path(&options.target)
+        .while_doing("cannot convert to")
+        .with_hint("to make a differencing disk, use create with a parent"));
+    }
+    let source = options.open.open(&options.source)?;
+    let parameters = parameters(options, &source.info());
+    let target = Target::create(options).while_doing("cannot create")?;
+    let result = fill(&source, &parameters, &target, monitor);
+    let report = result
+        .at_path(&options.target)
+        .while_doing("cannot convert to")?;
+    target.publish().while_doing("cannot convert to")?;
+    Ok(report)
+}
+
+fn fill(
+    source: &VirtualDisk,
+    parameters: &CreateParameters,
+    target: &Target,
+    monitor: &Monitor,
+) -> Result<ConvertReport> {
+    let builder = super::new_builder(target.storage(), parameters)?;
+    let size = source.virtual_size();
+    let data = data_bytes(source, 0..size, monitor)?;
+    monitor.set_completion(data);
+    let Copied { copied, cloned } = copy(source, size, &*builder, monitor)?;
+    monitor.checkpoint()?;
+    builder.finish()?;
+    Ok(ConvertReport {
+        virtual_size: parameters.virtual_size,
+        copied,
+        cloned,
+        zero: parameters.virtual_size - (copied + cloned).min(parameters.virtual_size),
+        file_size: builder.storage().len()?,
     })
+}
+
+fn parameters(options: &ConvertOptions, source: &ImageInfo) -> CreateParameters {
+    let vhdx = options.format == Format::Vhdx;
+    // A VHDX can have the source's sectors, if they are of a size it knows; nothing else has a choice.
+    let sector = options.logical_sector_size.or_else(|| {
+        (vhdx && matches!(source.logical_sector_size, 512 | 4096))
+            .then_some(source.logical_sector_size)
+    });
+    let unit = u64::from(sector.unwrap_or(512));
+    CreateParameters {
+        format: options.format,
+        disk_type: options.disk_type,
+        virtual_size: round_up(source.virtual_size, unit),
+        block_size: options.block_size,
+        logical_sector_size: sector,
+        physical_sector_size: options.physical_sector_size,
+        identifier: options.identifier,
+        parent: None,
+        identifiers: options.identifiers.clone(),
+        created: options.created,
+    }
+}
+
+/// A new file, or an existing block device.
+enum Target {
+    File(NewFile),
+    Device(Arc<FileStorage>),
+}
+
+impl Target {
+    fn create(options: &ConvertOptions) -> Result<Self> {
+        let path = &options.target;
+        if !std::fs::metadata(path).is_ok_and(|m| m.file_type().is_block_device()) {
+            return Ok(Target::File(NewFile::create(path, options.overwrite)?));
+        }
+        if !options.overwrite {
+            return Err(Error::new(
+                ErrorKind::AlreadyExists,
+                "it is a block device with content",
+            )
+            .with_path(path)
+            .with_hint("overwrite it with --force"));
+        }
+        Ok(Target::Device(Arc::new(FileStorage::open(
+            path,
+            Access::ReadWrite,
+        )?)))
+    }
+
+    fn storage(&self) -> Arc<dyn Storage> {
+        match self {
+            Target::File(file) => file.storage(),
+            Target::Device(device) => device.clone(),
+        }
+    }
+
+    fn publish(self) -> Result<()> {
+        match self {
+            Target::File(file) => file.publish(),
+            Target::Device(device) => device.flush(),
+        }
+    }
 }

@@ -19,6 +19,8 @@ pub struct CreateOptions {
     pub parameters: CreateParameters,
     /// The parent of a differencing disk.
     pub parent_path: Option<PathBuf>,
+    /// How to open the parent: where its own parents come from.
+    pub open_parent: OpenOptions,
     /// Replace an existing file (only when the new one is complete).
     pub overwrite: bool,
 }
@@ -75,7 +77,11 @@ fn complete(options: &CreateOptions) -> Result<CreateParameters> {
         .with_hint("leave --parent out, or create a differencing disk"));
     }
     // The whole chain is opened, so that a child of a broken chain is never made.
-    let parent = OpenOptions::new().open(parent_path)?;
+    let parent = options
+        .open_parent
+        .clone()
+        .writable(false)
+        .open(parent_path)?;
     let info = parent.info();
     if info.format != parameters.format {
         return Err(Error::new(

@@ -3,6 +3,7 @@
 pub mod check;
 pub mod compare;
 pub mod convert;
+mod copy;
 pub mod create;
 
 use crate::error::Result;

@@ -1,97 +1,52 @@
-//! vhd.
+//! VHD, version 1 (`.vhd`, `.avhd`): fixed, dynamic and differencing disks.
+//!
+//! ```text
+//! fixed                    data | footer
+//! dynamic, differencing    copy of the footer | dynamic header | BAT | locators | blocks ... | footer
+//! block                    sector bitmap | data
+//! ```
+//!
+//! [`layout`] has the bytes. `footer`, `header`, `locator` and `bat` read and check them; `bitmap` keeps the sector
+//! bitmaps; `sparse` reads and writes blocks; `journal` decides what reaches the file in which order. [`VhdImage`]
+//! puts them together, [`VhdBuilder`] makes new files, [`check`] looks at every structure.
 
-use std::ops::Range;
-use std::sync::Arc;
+mod bat;
+mod bitmap;
+mod check;
+mod create;
+mod footer;
+mod geometry;
+mod header;
+mod image;
+mod journal;
+mod layout;
+mod locator;
+mod sparse;
+#[cfg(test)]
+mod tests;
 
-use crate::error::{Error, ErrorKind, Result};
-use crate::image::{
-    Backing, CreateParameters, Extent, Finding, Image, ImageBuilder, ImageInfo, ZeroMode,
-};
+pub use check::check;
+pub use create::VhdBuilder;
+pub use image::VhdImage;
+
+use crate::error::Result;
 use crate::storage::Storage;
 
-/// True if the file is of this format.
-pub fn detect(_storage: &dyn Storage) -> Result<bool> {
-    Ok(false)
+/// True if the file is a VHD, or was meant to be one: a footer at its end or, of dynamic and differencing disks, at
+/// its start. Where the checksum is wrong, a cookie alone is not enough, for a guest may have written it: the
+/// structures that the footer speaks of must be there too. Opening such a file says what is wrong with it.
+///
+/// # Errors
+/// [`crate::ErrorKind::ReadFault`] and what else reading can fail with.
+pub fn detect(storage: &dyn Storage) -> Result<bool> {
+    footer::Places::read(storage)?.looks_like_vhd(storage)
 }
 
-/// Findings of a check of one file.
-pub fn check(_storage: &Arc<dyn Storage>) -> Result<Vec<Finding>> {
-    Ok(Vec::new())
-}
-
-/// An open image.
-pub struct VhdImage {
-    storage: Arc<dyn Storage>,
-}
-
-impl VhdImage {
-    /// Opens it.
-    pub fn open(_storage: Arc<dyn Storage>, _writable: bool) -> Result<Self> {
-        Err(Error::new(ErrorKind::NotSupported, "not yet"))
-    }
-}
-
-impl Image for VhdImage {
-    fn info(&self) -> ImageInfo {
-        unreachable!()
-    }
-    fn virtual_size(&self) -> u64 {
-        0
-    }
-    fn storage(&self) -> &Arc<dyn Storage> {
-        &self.storage
-    }
-    fn map(&self, _offset: u64, _length: u64) -> Result<Extent> {
-        unreachable!()
-    }
-    fn read_at(&self, _offset: u64, _buf: &mut [u8], _absent: &mut Vec<Range<u64>>) -> Result<()> {
-        Ok(())
-    }
-    fn write_at(&self, _offset: u64, _data: &[u8], _backing: &dyn Backing) -> Result<()> {
-        Ok(())
-    }
-    fn zero(&self, _: u64, _: u64, _: ZeroMode, _: &dyn Backing) -> Result<()> {
-        Ok(())
-    }
-    fn discard(&self, _offset: u64, _length: u64, _backing: &dyn Backing) -> Result<()> {
-        Ok(())
-    }
-    fn flush(&self) -> Result<()> {
-        Ok(())
-    }
-    fn close(&self) -> Result<()> {
-        Ok(())
-    }
-}
-
-/// Makes a new file.
-pub struct VhdBuilder {
-    storage: Arc<dyn Storage>,
-}
-
-impl VhdBuilder {
-    /// Starts on an empty storage.
-    pub fn new(_storage: Arc<dyn Storage>, _parameters: &CreateParameters) -> Result<Self> {
-        Err(Error::new(ErrorKind::NotSupported, "not yet"))
-    }
-}
-
-impl ImageBuilder for VhdBuilder {
-    fn storage(&self) -> &Arc<dyn Storage> {
-        &self.storage
-    }
-    fn placement_unit(&self) -> u64 {
-        1
-    }
-    fn place(&self, _offset: u64, _length: u64) -> Result<u64> {
-        Ok(0)
-    }
-    fn finish(&self) -> Result<()> {
-        Ok(())
-    }
-}
-
-/// True if the file ends in a valid footer of a fixed disk whose size is exactly the rest of the file.
-pub fn is_exact_fixed(_storage: &dyn Storage) -> Result<bool> {
-    Ok(false)
+/// True if the file ends in a valid footer of a fixed disk whose size is exactly the rest of the file. Then its first
+/// bytes are the guest's, whatever they look like.
+///
+/// # Errors
+/// As [`detect`].
+pub fn is_exact_fixed(storage: &dyn Storage) -> Result<bool> {
+    Ok(footer::Places::read(storage)?.is_exact_fixed())
 }

@@ -1,0 +1,128 @@
+//! `vhdkit convert`: any disk, its chain flattened, into a new file.
+
+use serde::Serialize;
+use vhdkit::image::{DiskType, Format, IdentifierSource};
+use vhdkit::verbs::convert::{ConvertOptions, ConvertReport, convert};
+
+use super::{Session, create::now, text};
+use crate::args::{ConvertArgs, ProgressChoice};
+use crate::failure::{DONE, Failure};
+use crate::progress::{Unit, follow, stopped};
+use crate::{formats, size};
+
+pub(crate) fn run(args: ConvertArgs, session: &mut Session) -> Result<u8, Failure> {
+    let (json, progress) = (args.output.json, args.progress.progress);
+    let done = Conversion::run(request(args)?, progress, session)?;
+    if json {
+        session.out.json(&done)?;
+    } else {
+        session.out.line(done.sentence())?;
+    }
+    Ok(DONE)
+}
+
+fn request(args: ConvertArgs) -> Result<ConvertOptions, Failure> {
+    let format = formats::of_new_file(&args.target, args.format)?;
+    if format == Format::Raw && args.block_size.is_some() {
+        return Err(
+            Failure::usage("a raw disk cannot record a block size").hint("leave --block-size out")
+        );
+    }
+    Ok(ConvertOptions {
+        open: args.parents.open_options()?,
+        source: args.source,
+        target: args.target,
+        format,
+        disk_type: args.disk_type.map_or(DiskType::Dynamic, DiskType::from),
+        block_size: args.block_size,
+        logical_sector_size: None,
+        physical_sector_size: None,
+        identifier: None,
+        identifiers: IdentifierSource::random(),
+        created: now(),
+        overwrite: args.force,
+    })
+}
+
+/// A finished conversion; the fields are those of the JSON output.
+#[derive(Serialize, Debug)]
+pub(super) struct Conversion {
+    source: String,
+    target: String,
+    format: &'static str,
+    #[serde(rename = "type")]
+    disk_type: &'static str,
+    /// Both of them, for people.
+    #[serde(skip)]
+    kind: String,
+    virtual_size: u64,
+    copied: u64,
+    cloned: u64,
+    zero: u64,
+    file_size: u64,
+}
+
+impl Conversion {
+    /// Converts, showing progress.
+    pub(super) fn run(
+        options: ConvertOptions,
+        progress: ProgressChoice,
+        session: &Session,
+    ) -> Result<Self, Failure> {
+        let (source, target) = (text(&options.source), text(&options.target));
+        let (format, disk_type) = (options.format, options.disk_type);
+        formats::warn_if_unlike_its_name(&options.source);
+        let report = follow(
+            convert(options),
+            Unit::Bytes,
+            progress,
+            Some(&session.interrupt),
+        )
+        .map_err(|e| stopped(e, &format!("{target} was not made")))?;
+        Ok(Self::new(source, target, format, disk_type, report))
+    }
+
+    fn new(
+        source: String,
+        target: String,
+        format: Format,
+        disk_type: DiskType,
+        report: ConvertReport,
+    ) -> Self {
+        Self {
+            source,
+            target,
+            format: format.name(),
+            // A raw file has no type of its own; it opens as fixed.
+            disk_type: match format {
+                Format::Raw => DiskType::Fixed.name(),
+                _ => disk_type.name(),
+            },
+            kind: formats::describe(format, disk_type),
+            virtual_size: report.virtual_size,
+            copied: report.copied,
+            cloned: report.cloned,
+            zero: report.zero,
+            file_size: report.file_size,
+        }
+    }
+
+    fn sentence(&self) -> String {
+        let mut parts = vec![format!("{} copied", size::short(self.copied))];
+        if self.cloned > 0 {
+            parts.push(format!(
+                "{} shared with the source",
+                size::short(self.cloned)
+            ));
+        }
+        parts.push(format!("{} zero", size::short(self.zero)));
+        format!(
+            "converted {} to {}: {}, {}; {}",
+            self.source,
+            self.target,
+            self.kind,
+            size::describe(self.virtual_size),
+            parts.join(", ")
+        )
+    }
+}

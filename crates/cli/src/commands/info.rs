@@ -1,0 +1,249 @@
+//! `vhdkit info`: what a file, or each file of a chain, says about itself.
+
+use std::path::Path;
+use std::time::{Duration, UNIX_EPOCH};
+
+use serde::Serialize;
+use vhdkit::VirtualDisk;
+use vhdkit::disk::{Layer, OpenOptions, Parents};
+use vhdkit::image::{ImageInfo, ParentReference};
+use vhdkit::storage::{Access, FileStorage};
+
+use super::{Session, text};
+use crate::args::InfoArgs;
+use crate::failure::{DONE, Failure};
+use crate::output::Output;
+use crate::{formats, size};
+
+pub(crate) fn run(args: &InfoArgs, session: &mut Session) -> Result<u8, Failure> {
+    formats::warn_if_unlike_its_name(&args.path);
+    let disk = if args.chain {
+        args.parents.open_options()?.open(&args.path)?
+    } else {
+        open_alone(&args.path)?
+    };
+    let mut images: Vec<Image> = disk.layers().iter().map(Image::of).collect();
+    if args.output.json {
+        let chain = args.chain.then(|| images.clone());
+        let leaf = images.swap_remove(0);
+        session.out.json(&Report { leaf, chain })?;
+        return Ok(DONE);
+    }
+    let count = images.len();
+    for (i, image) in images.iter().enumerate() {
+        if i > 0 {
+            session.out.line("")?;
+        }
+        if args.chain && count > 1 {
+            let place = match i {
+                0 => "the disk itself",
+                _ if i + 1 == count => "the base",
+                _ => "its parent",
+            };
+            session
+                .out
+                .line(format!("[{} of {count}, {place}]", i + 1))?;
+        }
+        image.print(&mut session.out)?;
+    }
+    Ok(DONE)
+}
+
+/// Opens one file without its parents.
+pub(super) fn open_alone(path: &Path) -> Result<VirtualDisk, Failure> {
+    Ok(OpenOptions::new().parents(Parents::Ignored).open(path)?)
+}
+
+/// The JSON output: the disk's own fields, and with `--chain` all images.
+#[derive(Serialize)]
+struct Report {
+    #[serde(flatten)]
+    leaf: Image,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    chain: Option<Vec<Image>>,
+}
+
+/// One image; the fields are those of the JSON output.
+#[derive(Serialize, Clone)]
+pub(super) struct Image {
+    path: String,
+    format: &'static str,
+    #[serde(rename = "type")]
+    disk_type: &'static str,
+    /// Both of them, for people.
+    #[serde(skip)]
+    kind: String,
+    virtual_size: u64,
+    file_size: u64,
+    allocated_size: Option<u64>,
+    logical_sector_size: u32,
+    physical_sector_size: u32,
+    block_size: Option<u64>,
+    identifier: Option<String>,
+    link_identifier: Option<String>,
+    creator: Option<String>,
+    created: Option<String>,
+    geometry: Option<Geometry>,
+    log_replayed: bool,
+    parent: Option<Parent>,
+}
+
+#[derive(Serialize, Clone)]
+struct Geometry {
+    cylinders: u16,
+    heads: u8,
+    sectors_per_track: u8,
+}
+
+#[derive(Serialize, Clone)]
+struct Parent {
+    identifiers: Vec<String>,
+    paths: Vec<ParentPath>,
+    modified: Option<String>,
+}
+
+#[derive(Serialize, Clone)]
+struct ParentPath {
+    kind: &'static str,
+    path: String,
+}
+
+impl Image {
+    pub(super) fn of(layer: &Layer) -> Self {
+        let info: ImageInfo = layer.image().info();
+        let allocated = FileStorage::open(layer.path(), Access::ReadOnly)
+            .and_then(|file| file.allocated())
+            .ok();
+        Self {
+            path: text(layer.path()),
+            format: info.format.name(),
+            disk_type: info.disk_type.name(),
+            kind: formats::describe(info.format, info.disk_type),
+            virtual_size: info.virtual_size,
+            file_size: info.file_size,
+            allocated_size: allocated,
+            logical_sector_size: info.logical_sector_size,
+            physical_sector_size: info.physical_sector_size,
+            block_size: info.block_size,
+            identifier: info.identifier.map(|id| id.to_string()),
+            link_identifier: info.link_identifier.map(|id| id.to_string()),
+            creator: info.creator,
+            created: info.created.and_then(time),
+            geometry: info
+                .geometry
+                .map(|(cylinders, heads, sectors_per_track)| Geometry {
+                    cylinders,
+                    heads,
+                    sectors_per_track,
+                }),
+            log_replayed: info.log_replayed,
+            parent: info.parent.map(Parent::of),
+        }
+    }
+
+    fn print(&self, out: &mut Output) -> Result<(), Failure> {
+        let mut row = |label: &str, value: String| out.line(format!("{label:<18}{value}"));
+        row("file", self.path.clone())?;
+        row("format", self.kind.clone())?;
+        row("virtual size", size::describe(self.virtual_size))?;
+        row("file size", size::describe(self.file_size))?;
+        if let Some(allocated) = self.allocated_size {
+            row("space used", size::describe(allocated))?;
+        }
+        if let Some(block_size) = self.block_size {
+            row("block size", size::describe(block_size))?;
+        }
+        row(
+            "sector size",
+            format!(
+                "{} bytes (physical {} bytes)",
+                self.logical_sector_size, self.physical_sector_size
+            ),
+        )?;
+        if let Some(id) = &self.identifier {
+            row("identifier", id.clone())?;
+        }
+        if let Some(id) = &self.link_identifier
+            && self.link_identifier != self.identifier
+        {
+            row("link identifier", id.clone())?;
+        }
+        if let Some(creator) = &self.creator {
+            row("creator", creator.clone())?;
+        }
+        if let Some(created) = &self.created {
+            row("created", created.clone())?;
+        }
+        if let Some(g) = &self.geometry {
+            row(
+                "geometry",
+                format!(
+                    "{} cylinders, {} heads, {} sectors per track",
+                    g.cylinders, g.heads, g.sectors_per_track
+                ),
+            )?;
+        }
+        if self.log_replayed {
+            row(
+                "log",
+                "holds changes that are not yet in place (taken into account)".into(),
+            )?;
+        }
+        if let Some(parent) = &self.parent {
+            for path in &parent.paths {
+                row("parent", format!("{} ({})", path.path, path.kind))?;
+            }
+            for id in &parent.identifiers {
+                row("parent identifier", id.clone())?;
+            }
+            if let Some(modified) = &parent.modified {
+                row("parent modified", modified.clone())?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Parent {
+    fn of(reference: ParentReference) -> Self {
+        Self {
+            identifiers: reference
+                .identifiers
+                .iter()
+                .map(ToString::to_string)
+                .collect(),
+            paths: reference
+                .paths
+                .into_iter()
+                .map(|p| ParentPath {
+                    kind: p.kind.name(),
+                    path: p.path,
+                })
+                .collect(),
+            modified: reference.modified.and_then(time),
+        }
+    }
+}
+
+/// Seconds since 1970 as `2016-02-25T16:51:27Z`; nothing for times that have no such form.
+fn time(seconds: i64) -> Option<String> {
+    // Years with four digits.
+    let seconds = u64::try_from(seconds)
+        .ok()
+        .filter(|s| *s < 253_402_300_800)?;
+    let time = UNIX_EPOCH + Duration::from_secs(seconds);
+    Some(humantime::format_rfc3339_seconds(time).to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::time;
+
+    #[test]
+    fn times_are_utc() {
+        assert_eq!(time(946_684_800).as_deref(), Some("2000-01-01T00:00:00Z"));
+        assert_eq!(time(1_456_419_087).as_deref(), Some("2016-02-25T16:51:27Z"));
+        assert_eq!(time(-1), None);
+        assert_eq!(time(i64::MAX), None);
+    }
+}

@@ -1,0 +1,46 @@
+//! One module per command: what was typed becomes a typed request, the library does it, the result becomes words or
+//! JSON.
+
+mod check;
+mod compare;
+mod convert;
+mod create;
+mod generate;
+mod info;
+mod map;
+mod read;
+mod write;
+
+use crate::args::Command;
+use crate::failure::Failure;
+use crate::output::Output;
+use crate::signals::Interrupt;
+
+/// What every command has at hand.
+pub(crate) struct Session {
+    /// Standard output.
+    pub(crate) out: Output,
+    /// Ctrl-C.
+    pub(crate) interrupt: Interrupt,
+}
+
+/// Runs a command; the result is the exit code.
+pub(crate) fn run(command: Command, session: &mut Session) -> Result<u8, Failure> {
+    match command {
+        Command::Create(args) => create::run(args, session),
+        Command::Info(args) => info::run(&args, session),
+        Command::Map(args) => map::run(&args, session),
+        Command::Convert(args) => convert::run(args, session),
+        Command::Compare(args) => compare::run(&args, session),
+        Command::Check(args) => check::run(&args, session),
+        Command::Read(args) => read::run(&args, session),
+        Command::Write(args) => write::run(&args, session),
+        Command::Completions(args) => generate::completions(&args, session),
+        Command::Man(args) => generate::man(&args, session),
+    }
+}
+
+/// A path as text for JSON and tables.
+fn text(path: &std::path::Path) -> String {
+    path.display().to_string()
+}

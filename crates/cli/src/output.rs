@@ -1,0 +1,79 @@
+//! Standard output that does not mind when the reader goes away, and the JSON that is written to it.
+
+use std::fs::File;
+use std::io::{self, ErrorKind, IsTerminal, Write};
+use std::os::fd::AsFd;
+
+use serde::Serialize;
+
+use crate::failure::Failure;
+
+/// Standard output. When the reader has gone (`vhdkit map x | head`), what is written is dropped without a word, and
+/// [`Output::is_closed`] says so: a command whose only purpose is its output then stops, one with a verdict goes on to
+/// its exit code.
+pub(crate) struct Output {
+    // Many short rows are few system calls, and a large piece is written as it is: the standard library's own handle
+    // would look through it for line ends. `None` if standard output is not open.
+    writer: Option<io::BufWriter<File>>,
+    closed: bool,
+}
+
+impl Output {
+    pub(crate) fn new() -> Self {
+        let file = io::stdout().as_fd().try_clone_to_owned().map(File::from);
+        Self {
+            writer: file
+                .ok()
+                .map(|file| io::BufWriter::with_capacity(64 * 1024, file)),
+            closed: false,
+        }
+    }
+
+    /// True if nobody reads any more.
+    pub(crate) fn is_closed(&self) -> bool {
+        self.closed
+    }
+
+    /// Writes bytes.
+    pub(crate) fn bytes(&mut self, bytes: &[u8]) -> Result<(), Failure> {
+        self.with(|writer| writer.write_all(bytes))
+    }
+
+    /// Writes text and a line end.
+    pub(crate) fn line(&mut self, text: impl AsRef<str>) -> Result<(), Failure> {
+        self.bytes(text.as_ref().as_bytes())?;
+        self.bytes(b"\n")
+    }
+
+    /// Writes a value as indented JSON and a line end.
+    pub(crate) fn json(&mut self, value: &impl Serialize) -> Result<(), Failure> {
+        let text = serde_json::to_string_pretty(value).map_err(io::Error::from);
+        self.line(text.map_err(Failure::Output)?)
+    }
+
+    /// Everything written so far reaches the reader.
+    pub(crate) fn flush(&mut self) -> Result<(), Failure> {
+        self.with(Write::flush)
+    }
+
+    fn with(
+        &mut self,
+        act: impl FnOnce(&mut io::BufWriter<File>) -> io::Result<()>,
+    ) -> Result<(), Failure> {
+        let Some(writer) = self.writer.as_mut().filter(|_| !self.closed) else {
+            return Ok(());
+        };
+        match act(writer) {
+            Err(e) if e.kind() == ErrorKind::BrokenPipe => {
+                self.closed = true;
+                Ok(())
+            }
+            other => other.map_err(Failure::Output),
+        }
+    }
+}
+
+/// True if people see standard output as it is written.
+pub(crate) fn is_terminal() -> bool {
+    io::stdout().is_terminal()
+}

@@ -1,0 +1,253 @@
+//! Running an operation while showing how far it is. The operation is sampled ten times a second, whatever its speed.
+
+use std::io::{IsTerminal, Write};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use serde::Serialize;
+use vhdkit::operation::{Observer, Operation, Progress, Status};
+use vhdkit::{Error, Result};
+
+use crate::args::ProgressChoice;
+use crate::signals::Interrupt;
+
+/// Time between two looks at the operation.
+const INTERVAL: Duration = Duration::from_millis(100);
+/// What is over sooner than this shows no bar.
+const PATIENCE: Duration = Duration::from_millis(250);
+
+/// What an operation counts.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Unit {
+    /// Bytes: a rate makes sense.
+    Bytes,
+    /// Anything else.
+    Steps,
+}
+
+/// How progress is shown, all things considered.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Show {
+    Nothing,
+    Bar,
+    Text,
+    Json,
+}
+
+impl Show {
+    fn decide(choice: ProgressChoice) -> Self {
+        let dumb = std::env::var_os("TERM").is_none_or(|term| term == "dumb");
+        let terminal = std::io::stderr().is_terminal() && !dumb;
+        match (choice, terminal) {
+            (ProgressChoice::None, _) | (ProgressChoice::Auto, false) => Show::Nothing,
+            (ProgressChoice::Json, _) => Show::Json,
+            (ProgressChoice::Auto | ProgressChoice::Bar, true) => Show::Bar,
+            (ProgressChoice::Bar, false) => Show::Text,
+        }
+    }
+}
+
+/// Waits for an operation and shows its progress. Until it is over, the first signal cancels it; without `interrupt` a
+/// signal ends the program as ever.
+///
+/// # Errors
+/// What the operation ends with.
+pub(crate) fn follow<T: Send + 'static>(
+    operation: Operation<T>,
+    unit: Unit,
+    choice: ProgressChoice,
+    interrupt: Option<&Interrupt>,
+) -> Result<T> {
+    if let Some(interrupt) = interrupt {
+        interrupt.cancels(operation.observer());
+    }
+    let (running, over) = mpsc::channel::<()>();
+    let show = Show::decide(choice);
+    let shower = (show != Show::Nothing).then(|| {
+        let observer = operation.observer();
+        let interrupt = interrupt.cloned().unwrap_or_default();
+        // Without a thread for it there is no progress to see; the work goes on.
+        thread::Builder::new()
+            .name("progress".into())
+            .spawn(move || watch(show, unit, &observer, &interrupt, &over))
+    });
+    let result = operation.wait();
+    if let Some(interrupt) = interrupt {
+        interrupt.ends_program();
+    }
+    drop(running);
+    if let Some(Ok(shower)) = shower {
+        let _ = shower.join();
+    }
+    result
+}
+
+fn watch(show: Show, unit: Unit, observer: &Observer, interrupt: &Interrupt, over: &Receiver<()>) {
+    let mut view: Box<dyn View> = match show {
+        Show::Bar => Box::new(Bar::new(unit)),
+        Show::Text => Box::new(Text { shown: 0 }),
+        Show::Json | Show::Nothing => Box::new(Json { begun: false }),
+    };
+    loop {
+        let progress = observer.progress();
+        if progress.status == Status::Pending {
+            view.pending(observer.name(), progress, interrupt.asked());
+        }
+        // Woken at once by the end, so that a short operation does not take as long as a sample.
+        match over.recv_timeout(INTERVAL) {
+            Err(RecvTimeoutError::Timeout) => {}
+            _ => break,
+        }
+    }
+    view.over(observer.name(), observer.progress());
+}
+
+/// A way of showing progress.
+trait View {
+    fn pending(&mut self, name: &str, progress: Progress, stopping: bool);
+    fn over(&mut self, name: &str, progress: Progress);
+}
+
+struct Bar {
+    unit: Unit,
+    since: Instant,
+    drawn: Option<ProgressBar>,
+}
+
+impl Bar {
+    fn new(unit: Unit) -> Self {
+        Self {
+            unit,
+            since: Instant::now(),
+            drawn: None,
+        }
+    }
+
+    fn make(unit: Unit, name: &str) -> ProgressBar {
+        // Not as wide as the terminal: where the terminal shows "^C" it would begin a line of its own, and the bar could not
+        // be cleared any more.
+        let template = match unit {
+            Unit::Bytes => "{msg} {percent:>3}% [{bar:28}] {binary_bytes_per_sec}, {eta} left",
+            Unit::Steps => "{msg} {percent:>3}% [{bar:28}]",
+        };
+        let style = ProgressStyle::with_template(template)
+            .unwrap_or_else(|_| ProgressStyle::default_bar())
+            .progress_chars("=> ");
+        let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr_with_hz(10));
+        bar.set_style(style);
+        bar.set_message(name.to_string());
+        bar
+    }
+}
+
+impl View for Bar {
+    fn pending(&mut self, name: &str, progress: Progress, stopping: bool) {
+        if self.drawn.is_none() && self.since.elapsed() < PATIENCE {
+            return;
+        }
+        let bar = self
+            .drawn
+            .get_or_insert_with(|| Self::make(self.unit, name));
+        if stopping {
+            bar.set_message(format!("{name} (stopping)"));
+        }
+        bar.set_length(progress.completion);
+        bar.set_position(progress.current);
+        bar.tick();
+    }
+
+    fn over(&mut self, _name: &str, _progress: Progress) {
+        if let Some(bar) = &self.drawn {
+            bar.finish_and_clear();
+        }
+    }
+}
+
+/// A line for every tenth, for logs.
+struct Text {
+    shown: u64,
+}
+
+impl View for Text {
+    fn pending(&mut self, name: &str, progress: Progress, _stopping: bool) {
+        let tenths = u128::from(progress.current) * 10 / u128::from(progress.completion.max(1));
+        let tenths = u64::try_from(tenths).unwrap_or(10);
+        if tenths > self.shown {
+            self.shown = tenths;
+            say(&format!("{name}: {}%", tenths * 10));
+        }
+    }
+
+    fn over(&mut self, name: &str, progress: Progress) {
+        if progress.status == Status::Succeeded && self.shown < 10 {
+            say(&format!("{name}: 100%"));
+        }
+    }
+}
+
+/// One object on a line for every look at the operation.
+struct Json {
+    begun: bool,
+}
+
+/// The fields of a line; stable.
+#[derive(Serialize)]
+struct JsonLine<'a> {
+    operation: &'a str,
+    status: u32,
+    current: u64,
+    completion: u64,
+    percent: f64,
+}
+
+impl JsonLine<'_> {
+    fn say(name: &str, progress: Progress) {
+        let line = JsonLine {
+            operation: name,
+            status: progress.status.win32_code(),
+            current: progress.current,
+            completion: progress.completion,
+            percent: (progress.percent() * 100.0).round() / 100.0,
+        };
+        if let Ok(line) = serde_json::to_string(&line) {
+            say(&line);
+        }
+    }
+}
+
+impl View for Json {
+    fn pending(&mut self, name: &str, progress: Progress, _stopping: bool) {
+        self.begun = true;
+        JsonLine::say(name, progress);
+    }
+
+    fn over(&mut self, name: &str, mut progress: Progress) {
+        // Readers may count on a pending line, however short the work was.
+        if !self.begun {
+            let mut begin = progress;
+            (begin.status, begin.current) = (Status::Pending, 0);
+            JsonLine::say(name, begin);
+        }
+        // The numbers of a finished operation mean nothing; what succeeded is shown as complete.
+        if progress.status == Status::Succeeded {
+            progress.current = progress.completion;
+        }
+        JsonLine::say(name, progress);
+    }
+}
+
+/// One write per line, so that lines of others do not end up inside.
+fn say(line: &str) {
+    let _ = std::io::stderr().write_all(format!("{line}\n").as_bytes());
+}
+
+/// The sentence for an operation that was stopped on request.
+pub(crate) fn stopped(error: Error, outcome: &str) -> Error {
+    if error.kind() == vhdkit::ErrorKind::Aborted {
+        Error::new(vhdkit::ErrorKind::Aborted, format!("cancelled; {outcome}"))
+    } else {
+        error
+    }
+}

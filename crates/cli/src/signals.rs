@@ -1,0 +1,72 @@
+//! Ctrl-C and SIGTERM: the first one asks a running operation to stop and leaves it the time to do so safely; the
+//! second one ends the program at once, as does the first where nothing needs to be put in order.
+
+use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
+use vhdkit::operation::Observer;
+
+use crate::failure::INTERRUPTED;
+
+/// The program's way of being interrupted.
+#[derive(Clone, Default)]
+pub(crate) struct Interrupt {
+    state: Arc<State>,
+}
+
+#[derive(Default)]
+struct State {
+    /// What is asked to stop; without it a signal ends the program.
+    running: Mutex<Option<Observer>>,
+    asked: AtomicBool,
+}
+
+impl Interrupt {
+    /// Begins to listen.
+    pub(crate) fn listen() -> io::Result<Self> {
+        let interrupt = Self::default();
+        let mut signals = Signals::new([SIGINT, SIGTERM])?;
+        let state = interrupt.state.clone();
+        thread::Builder::new()
+            .name("signals".into())
+            .spawn(move || {
+                for _ in signals.forever() {
+                    state.on_signal();
+                }
+            })?;
+        Ok(interrupt)
+    }
+
+    /// From now on the first signal asks this operation to stop.
+    pub(crate) fn cancels(&self, observer: Observer) {
+        *self.state.lock() = Some(observer);
+    }
+
+    /// The operation is over: a signal ends the program again.
+    pub(crate) fn ends_program(&self) {
+        *self.state.lock() = None;
+    }
+
+    /// True if the operation was asked to stop.
+    pub(crate) fn asked(&self) -> bool {
+        self.state.asked.load(Ordering::Acquire)
+    }
+}
+
+impl State {
+    fn lock(&self) -> std::sync::MutexGuard<'_, Option<Observer>> {
+        self.running.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn on_signal(&self) {
+        let running = self.lock().clone();
+        match running {
+            Some(observer) if !self.asked.swap(true, Ordering::AcqRel) => observer.cancel(),
+            _ => std::process::exit(i32::from(INTERRUPTED)),
+        }
+    }
+}

@@ -1,0 +1,87 @@
+//! convert, with its progress.
+
+use serde_json::Value;
+
+use crate::support::{Folder, real_disk};
+
+#[test]
+fn a_real_disk_survives_every_format() {
+    let folder = Folder::new();
+    std::fs::copy(real_disk(), folder.path("a.vhd")).unwrap();
+    folder.ok("convert a.vhd b.vhdx");
+    folder.ok("convert b.vhdx c.img");
+    folder.ok("convert c.img d.vhd --type fixed");
+    folder.ok("convert d.vhd e.vhdx --type fixed --block-size 1M");
+    folder.ok("convert e.vhdx f.vhd --block-size 512K");
+    for name in ["b.vhdx", "c.img", "d.vhd", "e.vhdx", "f.vhd"] {
+        assert!(
+            folder
+                .ok(&format!("compare a.vhd {name}"))
+                .starts_with("same")
+        );
+        let said = folder.ok(&format!("check {name}"));
+        assert!(said.contains("nothing found"), "{said}");
+    }
+}
+
+#[test]
+fn an_existing_target_is_only_replaced_when_asked() {
+    let folder = Folder::new();
+    folder.fill("a.img", 1 << 20);
+    std::fs::write(folder.path("b.vhdx"), "precious").unwrap();
+    folder
+        .run("convert a.img b.vhdx")
+        .failed(1, "already exists");
+    assert_eq!(std::fs::read(folder.path("b.vhdx")).unwrap(), b"precious");
+    folder.ok("convert a.img b.vhdx --force");
+    assert!(folder.ok("compare a.img b.vhdx").starts_with("same"));
+    // Onto itself: the source is in use.
+    let before = std::fs::read(folder.path("a.img")).unwrap();
+    assert_eq!(folder.run("convert a.img a.img --force").code, Some(1));
+    assert!(before == std::fs::read(folder.path("a.img")).unwrap());
+    assert_eq!(folder.names(), ["a.img", "b.vhdx"]);
+}
+
+#[test]
+fn progress_lines_begin_pending_and_end_with_the_result() {
+    let folder = Folder::new();
+    folder.fill("a.img", 16 << 20);
+    let ran = folder.run("convert a.img b.vhdx --progress json");
+    assert_eq!(ran.code, Some(0), "{ran:?}");
+    let lines: Vec<Value> = ran
+        .err
+        .lines()
+        .map(|l| serde_json::from_str(l).unwrap())
+        .collect();
+    let (last, before) = lines.split_last().unwrap();
+    for line in before {
+        assert_eq!(line["status"], 997);
+        assert_eq!(line["operation"], "convert");
+        assert!(line["current"].as_u64() <= line["completion"].as_u64());
+    }
+    assert_eq!(last["status"], 0);
+    assert_eq!(last["percent"], 100.0);
+    let fields: Vec<&String> = last.as_object().unwrap().keys().collect();
+    assert_eq!(
+        fields,
+        ["completion", "current", "operation", "percent", "status"]
+    );
+
+    let ran = folder.run("convert a.img b.vhdx --progress json");
+    assert_eq!(ran.code, Some(1));
+    let last = ran.err.lines().find(|l| !l.contains("997")).unwrap();
+    let last: Value = serde_json::from_str(last).unwrap();
+    assert_eq!(last["status"], 80, "ERROR_FILE_EXISTS");
+}
+
+#[test]
+fn without_a_terminal_there_is_no_bar() {
+    let folder = Folder::new();
+    folder.fill("a.img", 16 << 20);
+    let ran = folder.run("convert a.img b.vhdx");
+    assert_eq!(ran.err, "");
+    let ran = folder.run("convert a.img c.vhdx --progress bar");
+    assert!(ran.err.ends_with("convert: 100%\n"), "{ran:?}");
+    let ran = folder.run("convert a.img d.vhdx --progress none");
+    assert_eq!(ran.err, "");
+}

@@ -1,0 +1,151 @@
+//! What can go wrong around the command: files, folders, file systems, pipes.
+
+use crate::support::{Folder, real_disk};
+
+#[test]
+fn a_missing_file_is_told_in_two_lines() {
+    let folder = Folder::new();
+    for words in [
+        "info none.vhdx",
+        "info --chain none.vhdx",
+        "map none.vhdx",
+        "convert none.vhdx b.img",
+        "create b.vhdx --from none.img",
+        "check none.vhdx",
+        "read none.vhdx",
+        "write none.vhdx --offset 0",
+        "create b.vhdx --parent none.vhdx",
+    ] {
+        let ran = folder.run(words);
+        ran.failed(1, "none.");
+        assert!(ran.err.contains("does not exist"), "{words}: {ran:?}");
+        assert!(folder.names().is_empty(), "{words}");
+    }
+    folder
+        .run("compare none.vhdx none.img")
+        .failed(2, "none.vhdx");
+    folder
+        .run("create nowhere/a.img 1M")
+        .failed(1, "the folder does not exist");
+    folder.run("info .").failed(1, "it is a folder");
+}
+
+#[test]
+fn errors_are_json_where_results_are() {
+    let folder = Folder::new();
+    let ran = folder.run("info none.vhdx --json");
+    assert_eq!(ran.code, Some(1));
+    let error: serde_json::Value = serde_json::from_str(&ran.err).unwrap();
+    assert_eq!(
+        error,
+        serde_json::json!({ "error": {
+            "kind": "not_found",
+            "win32_code": 2,
+            "message": "cannot open none.vhdx: the file does not exist",
+            "path": "none.vhdx",
+            "reason": "the file does not exist",
+            "hint": "check the spelling of the path",
+        }})
+    );
+    let ran = folder.run("create a.vhdx --json");
+    assert_eq!(ran.code, Some(2));
+    let error: serde_json::Value = serde_json::from_str(&ran.err).unwrap();
+    assert_eq!(error["error"]["kind"], "usage");
+}
+
+#[test]
+fn a_read_only_folder_takes_nothing() {
+    let folder = Folder::new();
+    folder.fill("a.img", 1 << 20);
+    let script = "mkdir m; mount -t tmpfs none m; cp a.img m; mount -o remount,ro m
+        $V create m/b.img 1M; echo $?; $V convert a.img m/b.vhdx; echo $?
+        $V write m/a.img --offset 0 < a.img; echo $?
+        $V info m/a.img > /dev/null; echo $?; ls -A m";
+    if let Some(ran) = folder.shell_with_mounts(script) {
+        assert_eq!(ran.out, "1\n1\n1\n0\na.img\n", "{ran:?}");
+        assert_eq!(ran.err.matches("read-only").count(), 3, "{ran:?}");
+    }
+}
+
+#[test]
+fn a_full_file_system_is_told_and_leaves_nothing() {
+    let folder = Folder::new();
+    folder.fill("a.img", 16 << 20);
+    let script = "mkdir m; mount -t tmpfs -o size=4m none m
+        $V create m/a.img 8M --type fixed; echo $?
+        $V create m/a.vhdx 8M --type fixed; echo $?
+        for to in b.img b.vhd b.vhdx; do $V convert a.img m/$to; echo $?; done
+        ls -A m
+        $V create m/c.vhdx 64M --block-size 1M > /dev/null; $V write m/c.vhdx --offset 0 < a.img; echo $?
+        $V check m/c.vhdx";
+    if let Some(ran) = folder.shell_with_mounts(script) {
+        let out = ran.out.replace("m/c.vhdx: nothing found\n", "");
+        assert_eq!(out, "1\n1\n1\n1\n1\n1\n", "{ran:?}");
+        assert_eq!(ran.err.matches("no space left").count(), 6, "{ran:?}");
+        assert_eq!(ran.err.matches("hint: ").count(), 6, "{ran:?}");
+    }
+}
+
+#[test]
+fn a_file_in_use_is_left_alone() {
+    let folder = Folder::new();
+    folder.ok("create a.vhdx 8M");
+    let held = std::fs::File::open(folder.path("a.vhdx")).unwrap();
+    held.lock().unwrap();
+    folder
+        .run("info a.vhdx")
+        .failed(1, "open for writing elsewhere");
+    held.unlock().unwrap();
+    held.lock_shared().unwrap();
+    folder.ok("info a.vhdx");
+    folder.run("write a.vhdx --offset 0").failed(1, "in use");
+    folder.run("create a.vhdx 9M --force").failed(1, "in use");
+}
+
+#[test]
+fn a_reader_that_goes_away_is_no_error() {
+    let folder = Folder::new();
+    std::fs::copy(real_disk(), folder.path("ntfs.vhd")).unwrap();
+    for script in [
+        "$V read ntfs.vhd | head -c 1",
+        "$V read ntfs.vhd | true",
+        "$V map ntfs.vhd --json | head -n 1",
+        "$V info ntfs.vhd | true",
+        "$V check ntfs.vhd | true",
+        "$V --help | head -n 1",
+        "$V completions bash | head -n 1",
+    ] {
+        let ran = folder.shell(&format!("set -o pipefail; {script}"));
+        assert_eq!(
+            (ran.code, ran.err.as_str()),
+            (Some(0), ""),
+            "{script}: {ran:?}"
+        );
+    }
+    // The verdict outlives the reader.
+    folder.fill("b.img", 4 << 20);
+    let ran = folder.shell("$V compare ntfs.vhd b.img | true; exit ${PIPESTATUS[0]}");
+    assert_eq!((ran.code, ran.err.as_str()), (Some(1), ""), "{ran:?}");
+}
+
+#[test]
+fn streams_may_be_closed_or_full() {
+    let folder = Folder::new();
+    std::fs::copy(real_disk(), folder.path("ntfs.vhd")).unwrap();
+    let ran = folder.shell("$V read ntfs.vhd > /dev/full");
+    ran.failed(1, "standard output");
+    for script in [
+        "$V info ntfs.vhd >&-",
+        "$V info ntfs.vhd <&- 2>&-",
+        "$V convert ntfs.vhd b.vhdx --progress json 2>&- >&-",
+    ] {
+        let ran = folder.shell(script);
+        assert_eq!(
+            (ran.code, ran.err.as_str()),
+            (Some(0), ""),
+            "{script}: {ran:?}"
+        );
+    }
+    let ran = folder.shell("$V info none 2>/dev/full");
+    assert_eq!(ran.code, Some(1));
+}

@@ -1,0 +1,125 @@
+//! Ctrl-C, SIGTERM and kill -9.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::process::{Child, Command, Stdio};
+
+use crate::support::{Folder, Ran};
+
+fn signal(child: &Child, name: &str) {
+    let sent = Command::new("kill")
+        .args(["-s", name, &child.id().to_string()])
+        .status()
+        .unwrap();
+    assert!(sent.success());
+}
+
+/// Starts a conversion and returns when it is under way.
+fn converting(folder: &Folder, target: &str) -> (Child, BufReader<std::process::ChildStderr>) {
+    let mut child = folder
+        .command(&format!("convert a.img {target} --progress json"))
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut err = BufReader::new(child.stderr.take().unwrap());
+    let mut line = String::new();
+    err.read_line(&mut line).unwrap();
+    assert!(line.contains("\"status\":997"), "{line}");
+    (child, err)
+}
+
+#[test]
+fn an_interrupted_conversion_leaves_no_file() {
+    let folder = Folder::new();
+    folder.fill("a.img", 256 << 20);
+    for name in ["INT", "TERM"] {
+        for target in ["b.vhdx", "b.vhd", "b.img"] {
+            let mut stopped = false;
+            // A file system with reflinks may be done before the signal arrives.
+            for _ in 0..5 {
+                let (mut child, mut err) = converting(&folder, target);
+                signal(&child, name);
+                let mut rest = String::new();
+                err.read_to_string(&mut rest).unwrap();
+                let code = child.wait().unwrap().code();
+                if code == Some(0) {
+                    std::fs::remove_file(folder.path(target)).unwrap();
+                    continue;
+                }
+                assert_eq!(code, Some(130), "{rest}");
+                assert!(rest.contains("\"status\":995"), "{rest}");
+                let last = rest.lines().last().unwrap();
+                assert_eq!(last, format!("vhdkit: cancelled; {target} was not made"));
+                assert_eq!(folder.names(), ["a.img"], "{name}");
+                stopped = true;
+                break;
+            }
+            assert!(
+                stopped || target == "b.img",
+                "{target} was always done before {name}"
+            );
+        }
+    }
+}
+
+#[test]
+fn a_killed_conversion_leaves_no_file() {
+    let folder = Folder::new();
+    folder.fill("a.img", 64 << 20);
+    let (mut child, _err) = converting(&folder, "b.vhdx");
+    signal(&child, "KILL");
+    let status = child.wait().unwrap();
+    if !status.success() {
+        assert_eq!(folder.names(), ["a.img"]);
+    }
+}
+
+#[test]
+fn an_interrupted_write_says_how_far_it_came() {
+    let folder = Folder::new();
+    folder.ok("create a.vhdx 8M");
+    let mut child = folder
+        .command("write a.vhdx --offset 0 --progress json")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut input = child.stdin.take().unwrap();
+    input.write_all(&vec![7; 1 << 20]).unwrap();
+    input.flush().unwrap();
+    // Until the first chunk is written.
+    let mut err = BufReader::new(child.stderr.take().unwrap());
+    let mut line = String::new();
+    while !line.contains("\"current\":1048576") {
+        line.clear();
+        assert!(err.read_line(&mut line).unwrap() > 0);
+    }
+    signal(&child, "INT");
+    let mut rest = String::new();
+    err.read_to_string(&mut rest).unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(130), "{rest}");
+    assert!(
+        rest.contains("cancelled; 1048576 bytes at offset 0 were written"),
+        "{rest}"
+    );
+    drop(input);
+    let ran = Ran::of(&folder.command("read a.vhdx --length 1M").output().unwrap());
+    assert!(ran.out.bytes().all(|b| b == 7));
+    assert!(folder.ok("check a.vhdx").contains("nothing found"));
+}
+
+#[test]
+fn an_interrupted_reader_ends_at_once() {
+    let folder = Folder::new();
+    folder.ok("create a.img 1T");
+    let mut child = folder
+        .command("read a.img")
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut one = [1];
+    child.stdout.as_mut().unwrap().read_exact(&mut one).unwrap();
+    signal(&child, "INT");
+    assert_eq!(child.wait().unwrap().code(), Some(130));
+}

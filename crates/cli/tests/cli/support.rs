@@ -1,0 +1,155 @@
+//! A folder to work in, and ways to run the command there.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+use serde_json::Value;
+
+/// A folder of its own for a test, gone afterwards.
+pub(crate) struct Folder(tempfile::TempDir);
+
+/// How a command ended.
+#[derive(Debug)]
+pub(crate) struct Ran {
+    pub(crate) code: Option<i32>,
+    pub(crate) out: String,
+    pub(crate) err: String,
+}
+
+impl Folder {
+    pub(crate) fn new() -> Self {
+        // On the disk of the build, not in a memory file system: unnamed files, holes and locks are then the usual ones.
+        Self(tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap())
+    }
+
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    /// The names of everything in it, hidden or not.
+    pub(crate) fn names(&self) -> Vec<String> {
+        let entries = std::fs::read_dir(self.0.path()).unwrap();
+        let mut names: Vec<String> = entries
+            .map(|e| e.unwrap().file_name().into_string().unwrap())
+            .collect();
+        names.sort();
+        names
+    }
+
+    /// The command in this folder, its arguments separated by spaces.
+    pub(crate) fn command(&self, words: &str) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_vhdkit"));
+        command
+            .args(words.split(' ').filter(|w| !w.is_empty()))
+            .current_dir(self.0.path())
+            .stdin(Stdio::null());
+        command
+    }
+
+    pub(crate) fn run(&self, words: &str) -> Ran {
+        Ran::of(&self.command(words).output().unwrap())
+    }
+
+    /// Runs it and expects success; the result is what it wrote.
+    pub(crate) fn ok(&self, words: &str) -> String {
+        let ran = self.run(words);
+        assert_eq!(ran.code, Some(0), "{words}: {ran:?}");
+        ran.out
+    }
+
+    /// Runs it with a file as standard input.
+    pub(crate) fn run_with_input(&self, words: &str, input: &str) -> Ran {
+        let file = std::fs::File::open(self.path(input)).unwrap();
+        Ran::of(&self.command(words).stdin(file).output().unwrap())
+    }
+
+    /// Runs it and parses what it wrote.
+    pub(crate) fn json(&self, words: &str) -> Value {
+        serde_json::from_str(&self.ok(words)).unwrap_or_else(|e| panic!("{words}: {e}"))
+    }
+
+    /// Runs a shell script in this folder; `$V` is the command.
+    pub(crate) fn shell(&self, script: &str) -> Ran {
+        Ran::of(&self.bash(&["bash"], script))
+    }
+
+    /// As [`Folder::shell`], where the script may mount file systems that only it sees. `None` if the system does not
+    /// let us, which is an error where all tests must run.
+    pub(crate) fn shell_with_mounts(&self, script: &str) -> Option<Ran> {
+        for start in [
+            &["unshare", "-m", "bash"][..],
+            &["unshare", "-r", "-m", "bash"],
+        ] {
+            if self
+                .bash(start, "mkdir -p probe; mount -t tmpfs none probe")
+                .status
+                .success()
+            {
+                let ran = Ran::of(&self.bash(start, script));
+                return Some(ran);
+            }
+        }
+        assert!(
+            std::env::var_os("CI").is_none(),
+            "this system cannot mount anything, and CI is set"
+        );
+        eprintln!("SKIPPED: needs root or user namespaces to mount a file system");
+        None
+    }
+
+    fn bash(&self, start: &[&str], script: &str) -> Output {
+        Command::new(start[0])
+            .args(&start[1..])
+            .arg("-c")
+            .arg(script)
+            .current_dir(self.0.path())
+            .env("V", env!("CARGO_BIN_EXE_vhdkit"))
+            .stdin(Stdio::null())
+            .output()
+            .unwrap()
+    }
+
+    /// Makes a file of bytes that are never zero and that no two blocks have in common.
+    pub(crate) fn fill(&self, name: &str, length: usize) {
+        let mut state = 1_u64;
+        let mut bytes = vec![0; length];
+        for word in bytes.chunks_mut(8) {
+            state = state
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1_442_695_040_888_963_407);
+            for (byte, random) in word
+                .iter_mut()
+                .zip((state | 0x0101_0101_0101_0101).to_be_bytes())
+            {
+                *byte = random;
+            }
+        }
+        std::fs::write(self.path(name), bytes).unwrap();
+    }
+}
+
+impl Ran {
+    pub(crate) fn of(output: &Output) -> Self {
+        Self {
+            code: output.status.code(),
+            out: String::from_utf8_lossy(&output.stdout).into_owned(),
+            err: String::from_utf8_lossy(&output.stderr).into_owned(),
+        }
+    }
+
+    /// Expects a failure told in two lines, with these words in the first one.
+    pub(crate) fn failed(&self, code: i32, words: &str) {
+        assert_eq!(self.code, Some(code), "{self:?}");
+        let lines: Vec<&str> = self.err.lines().collect();
+        assert_eq!(lines.len(), 2, "a sentence and a hint: {self:?}");
+        assert!(lines[0].starts_with("vhdkit: "), "{self:?}");
+        assert!(lines[0].contains(words), "{words}: {self:?}");
+        assert!(lines[1].starts_with("hint: "), "{self:?}");
+        assert_eq!(self.out, "", "{self:?}");
+    }
+}
+
+/// A real disk, made by Windows 10: a dynamic VHD of 4 MiB with NTFS.
+pub(crate) fn real_disk() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../demo/ntfs-dynamic.vhd")
+}

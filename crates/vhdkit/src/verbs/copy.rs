@@ -1,0 +1,375 @@
+//! The pipeline under `convert`: the source's data, read once, into the places that a new image gives it.
+//!
+//! A few threads take pieces of the source in the order of the disk. Each reads its piece, looks for zeros while the
+//! bytes are in the cache, asks the target for places when it is its turn (so that the new file lies in the order of
+//! the disk, whatever the threads do), and writes. Where the file system can share blocks between the two files,
+//! nothing is read and one thread does it all.
+
+use std::ops::Range;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+
+use crate::disk::{DataLocation, VirtualDisk};
+use crate::error::{Error, ErrorKind, Result};
+use crate::image::ImageBuilder;
+use crate::num::{round_down, round_up, to_usize};
+use crate::operation::Monitor;
+use crate::storage::{AlignedBuffer, Storage};
+use crate::zeros::data_runs;
+
+/// What a thread copies at a time, in bytes.
+const PIECE: u64 = 2 * 1024 * 1024;
+/// What is cloned at a time: more, since nothing is moved.
+const CLONE_PIECE: u64 = 64 * 1024 * 1024;
+/// What is read at a time: small enough to be in the cache when it is looked at for zeros.
+const READ: usize = 256 * 1024;
+/// Zeros shorter than this are written like data.
+const ZERO_GRAIN: usize = 64 * 1024;
+/// File systems share whole blocks; none has larger ones than it has pages.
+const CLONE_ALIGNMENT: u64 = 4096;
+const MAX_THREADS: usize = 4;
+
+/// What was done, in bytes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub(super) struct Copied {
+    /// Written.
+    pub(super) copied: u64,
+    /// Shared by the file system.
+    pub(super) cloned: u64,
+}
+
+/// Bytes of a range that the maps call data.
+pub(super) fn data_bytes(
+    source: &VirtualDisk,
+    range: Range<u64>,
+    monitor: &Monitor,
+) -> Result<u64> {
+    let mut total = 0;
+    for extent in source.extents(range) {
+        let (_, extent) = extent?;
+        if extent.data.is_some() {
+            total += extent.length;
+        }
+        monitor.checkpoint()?;
+    }
+    Ok(total)
+}
+
+/// Copies the source's first `length` bytes. Progress advances by the bytes of data dealt with.
+pub(super) fn copy(
+    source: &VirtualDisk,
+    length: u64,
+    target: &dyn ImageBuilder,
+    monitor: &Monitor,
+) -> Result<Copied> {
+    let leaf = source.layers().first().map(|layer| layer.image().storage());
+    let clone = leaf.is_some_and(|leaf| target.storage().can_clone_from(&**leaf));
+    let copier = Copier {
+        source,
+        target,
+        monitor,
+        piece: if clone {
+            CLONE_PIECE
+        } else {
+            PIECE.min(target.placement_unit())
+        },
+        clone,
+        cursor: Mutex::new(Cursor {
+            at: 0,
+            end: length,
+            extent: None,
+            ticket: 0,
+        }),
+        turn: Mutex::new(0),
+        next_turn: Condvar::new(),
+        failed: Mutex::new(None),
+        stop: AtomicBool::new(false),
+        copied: AtomicU64::new(0),
+        cloned: AtomicU64::new(0),
+    };
+    let threads = std::thread::available_parallelism()
+        .map_or(2, usize::from)
+        .clamp(2, MAX_THREADS);
+    std::thread::scope(|scope| {
+        for _ in 1..if clone { 1 } else { threads } {
+            // If no further thread can be started the present one does it all.
+            let _ = std::thread::Builder::new()
+                .name("copy".into())
+                .spawn_scoped(scope, || copier.run());
+        }
+        copier.run();
+    });
+    match copier
+        .failed
+        .into_inner()
+        .unwrap_or_else(PoisonError::into_inner)
+    {
+        Some(error) => Err(error),
+        None => Ok(Copied {
+            copied: copier.copied.into_inner(),
+            cloned: copier.cloned.into_inner(),
+        }),
+    }
+}
+
+struct Copier<'a> {
+    source: &'a VirtualDisk,
+    target: &'a dyn ImageBuilder,
+    monitor: &'a Monitor,
+    /// Longest piece, and the multiple of the disk that it does not cross.
+    piece: u64,
+    clone: bool,
+    cursor: Mutex<Cursor>,
+    /// The ticket of the piece that may ask for places now.
+    turn: Mutex<u64>,
+    next_turn: Condvar,
+    failed: Mutex<Option<Error>>,
+    stop: AtomicBool,
+    copied: AtomicU64,
+    cloned: AtomicU64,
+}
+
+struct Cursor {
+    at: u64,
+    end: u64,
+    /// What is left of the extent at `at`.
+    extent: Option<(DataLocation, u64)>,
+    ticket: u64,
+}
+
+/// A run of the disk that is contiguous in one file.
+struct Piece {
+    ticket: u64,
+    offset: u64,
+    length: u64,
+    from: DataLocation,
+}
+
+/// What one thread reuses from piece to piece.
+struct Scratch {
+    buffer: AlignedBuffer,
+    runs: Vec<Range<usize>>,
+    found: Vec<Range<usize>>,
+    /// Offset in the target, range of the buffer.
+    writes: Vec<(u64, Range<usize>)>,
+}
+
+impl Copier<'_> {
+    fn run(&self) {
+        let mut scratch = Scratch {
+            buffer: AlignedBuffer::new(if self.clone {
+                READ
+            } else {
+                to_usize(self.piece)
+            }),
+            runs: Vec::new(),
+            found: Vec::new(),
+            writes: Vec::new(),
+        };
+        while !self.stop.load(Relaxed) {
+            let result = self.monitor.checkpoint().and_then(|()| self.next_piece());
+            let result = match result {
+                Ok(None) => return,
+                Ok(Some(piece)) if self.clone => self.clone_piece(&piece, &mut scratch),
+                Ok(Some(piece)) => self.copy_piece(&piece, &mut scratch),
+                Err(e) => Err(e),
+            };
+            if let Err(error) = result {
+                lock(&self.failed).get_or_insert(error);
+                self.stop.store(true, Relaxed);
+                // Whoever waits for a turn that never comes has to look again.
+                drop(lock(&self.turn));
+                self.next_turn.notify_all();
+            }
+        }
+    }
+
+    fn next_piece(&self) -> Result<Option<Piece>> {
+        let mut cursor = lock(&self.cursor);
+        while cursor.extent.is_none() {
+            if cursor.at >= cursor.end {
+                return Ok(None);
+            }
+            let extent = self.source.map(cursor.at, cursor.end - cursor.at)?;
+            match extent.data {
+                Some(data) => cursor.extent = Some((data, extent.length)),
+                None => cursor.at += extent.length,
+            }
+        }
+        let Some((from, left)) = cursor.extent else {
+            return Ok(None);
+        };
+        let length = left.min(self.piece - cursor.at % self.piece);
+        let piece = Piece {
+            ticket: cursor.ticket,
+            offset: cursor.at,
+            length,
+            from,
+        };
+        cursor.ticket += 1;
+        cursor.at += length;
+        cursor.extent = (left > length).then(|| {
+            let storage_offset = from.storage_offset + length;
+            (
+                DataLocation {
+                    storage_offset,
+                    ..from
+                },
+                left - length,
+            )
+        });
+        Ok(Some(piece))
+    }
+
+    fn copy_piece(&self, piece: &Piece, scratch: &mut Scratch) -> Result<()> {
+        let Scratch {
+            buffer,
+            runs,
+            found,
+            writes,
+        } = scratch;
+        let from = self.storage_of(piece.from)?;
+        let buffer = &mut buffer[..to_usize(piece.length)];
+        runs.clear();
+        for (i, part) in buffer.chunks_mut(READ).enumerate() {
+            let at = i * READ;
+            from.read_at(piece.from.storage_offset + at as u64, part)?;
+            data_runs(part, ZERO_GRAIN, found);
+            for run in found.iter() {
+                match runs.last_mut() {
+                    Some(last) if last.end == at + run.start => last.end = at + run.end,
+                    _ => runs.push(at + run.start..at + run.end),
+                }
+            }
+        }
+        if !self.wait_for_turn(piece.ticket) {
+            return Ok(());
+        }
+        writes.clear();
+        for run in runs.iter() {
+            let place = self.target.place(
+                piece.offset + run.start as u64,
+                (run.end - run.start) as u64,
+            )?;
+            writes.push((place, run.clone()));
+        }
+        self.pass_turn();
+        for (place, run) in writes.iter() {
+            self.target
+                .storage()
+                .write_bulk(*place, &buffer[run.clone()])?;
+            self.copied.fetch_add((run.end - run.start) as u64, Relaxed);
+        }
+        self.monitor.advance(piece.length);
+        Ok(())
+    }
+
+    fn clone_piece(&self, piece: &Piece, scratch: &mut Scratch) -> Result<()> {
+        let unit = self.target.placement_unit();
+        let (mut at, end) = (piece.offset, piece.offset + piece.length);
+        // Neighbouring places are cloned as one.
+        let mut run: Option<(u64, u64, u64)> = None;
+        while at < end {
+            let n = (end - at).min(unit - at % unit);
+            let place = self.target.place(at, n)?;
+            let source_offset = piece.from.storage_offset + (at - piece.offset);
+            run = match run {
+                Some((from, to, length)) if to + length == place => Some((from, to, length + n)),
+                Some(whole) => {
+                    self.clone_run(piece.from, whole, scratch)?;
+                    Some((source_offset, place, n))
+                }
+                None => Some((source_offset, place, n)),
+            };
+            at += n;
+        }
+        if let Some(whole) = run {
+            self.clone_run(piece.from, whole, scratch)?;
+        }
+        self.monitor.advance(piece.length);
+        Ok(())
+    }
+
+    /// Clones the whole blocks of a run (source offset, target offset, length) and copies what is left of it.
+    fn clone_run(
+        &self,
+        layer: DataLocation,
+        (from_at, to_at, length): (u64, u64, u64),
+        scratch: &mut Scratch,
+    ) -> Result<()> {
+        let from = self.storage_of(layer)?;
+        let to = &**self.target.storage();
+        let head = (round_up(from_at, CLONE_ALIGNMENT) - from_at).min(length);
+        let body = round_down(length - head, CLONE_ALIGNMENT);
+        let aligned = from_at % CLONE_ALIGNMENT == to_at % CLONE_ALIGNMENT;
+        if aligned && body > 0 && to.clone_range_from(from, from_at + head, to_at + head, body)? {
+            self.cloned.fetch_add(body, Relaxed);
+            let tail = head + body;
+            self.copy_run(from, to, (from_at, to_at, head), scratch)?;
+            return self.copy_run(
+                from,
+                to,
+                (from_at + tail, to_at + tail, length - tail),
+                scratch,
+            );
+        }
+        self.copy_run(from, to, (from_at, to_at, length), scratch)
+    }
+
+    fn copy_run(
+        &self,
+        from: &dyn Storage,
+        to: &dyn Storage,
+        (from_at, to_at, length): (u64, u64, u64),
+        scratch: &mut Scratch,
+    ) -> Result<()> {
+        let mut done = 0;
+        while done < length {
+            self.monitor.checkpoint()?;
+            let n = (length - done).min(scratch.buffer.len() as u64);
+            let part = &mut scratch.buffer[..to_usize(n)];
+            from.read_at(from_at + done, part)?;
+            data_runs(part, ZERO_GRAIN, &mut scratch.found);
+            for run in &scratch.found {
+                to.write_at(to_at + done + run.start as u64, &part[run.clone()])?;
+                self.copied.fetch_add((run.end - run.start) as u64, Relaxed);
+            }
+            done += n;
+        }
+        Ok(())
+    }
+
+    /// Waits until every earlier piece has its places; false if the work has failed meanwhile.
+    fn wait_for_turn(&self, ticket: u64) -> bool {
+        let mut turn = lock(&self.turn);
+        while *turn != ticket {
+            if self.stop.load(Relaxed) {
+                return false;
+            }
+            turn = self
+                .next_turn
+                .wait(turn)
+                .unwrap_or_else(PoisonError::into_inner);
+        }
+        true
+    }
+
+    fn pass_turn(&self) {
+        *lock(&self.turn) += 1;
+        self.next_turn.notify_all();
+    }
+
+    fn storage_of(&self, from: DataLocation) -> Result<&dyn Storage> {
+        match self.source.layers().get(from.layer) {
+            Some(layer) => Ok(&**layer.image().storage()),
+            None => Err(Error::new(
+                ErrorKind::Io,
+                "internal error: an extent of no layer",
+            )),
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

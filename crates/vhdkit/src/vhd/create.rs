@@ -1,0 +1,365 @@
+//! [`VhdBuilder`]: new VHD files.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use zerocopy::{FromZeros, IntoBytes};
+
+use super::bat::PER_SECTOR;
+use super::bitmap::SectorBitmap;
+use super::geometry;
+use super::header::{BlockShape, MAX_BLOCKS};
+use super::layout::{
+    EPOCH, FEATURE_RESERVED, FOOTER_COOKIE, FOOTER_SIZE, Footer, HEADER_COOKIE, HEADER_SIZE,
+    Header, NO_OFFSET, SECTOR, TYPE_DIFFERENCING, TYPE_DYNAMIC, TYPE_FIXED, UNALLOCATED, VERSION,
+};
+use super::locator;
+use crate::error::{Error, ErrorKind, Result};
+use crate::image::{CreateParameters, DiskType, ImageBuilder};
+use crate::num::{GIB, KIB, MIB, round_up, to_usize};
+use crate::storage::Storage;
+
+/// Largest disk: the limit of Microsoft's products, for all three types.
+const MAX_SIZE: u64 = 2040 * GIB;
+/// Block sizes that all readers accept.
+const BLOCK_SIZES: std::ops::RangeInclusive<u64> = 64 * KIB..=2 * MIB;
+const DEFAULT_BLOCK_SIZE: u64 = 2 * MIB;
+
+/// Room for each parent locator, so that another path can be stored in its place.
+const LOCATOR_ROOM: u64 = 4096;
+
+/// Where the BAT of new files is: behind the footer's copy and the header.
+const TABLE_OFFSET: u64 = FOOTER_SIZE + HEADER_SIZE;
+
+/// Makes a VHD file: payload first, tables at the end, footers last.
+///
+/// The disk has exactly the size that was asked for: it is not rounded to a geometry.
+pub struct VhdBuilder {
+    storage: Arc<dyn Storage>,
+    footer: Footer,
+    /// `None` for fixed disks.
+    sparse: Option<SparseBuilder>,
+}
+
+struct SparseBuilder {
+    shape: BlockShape,
+    differencing: bool,
+    header: Box<Header>,
+    /// Locator data and where in the file it goes.
+    locators: Vec<(u64, Vec<u8>)>,
+    state: Mutex<State>,
+}
+
+struct State {
+    entries: Vec<u32>,
+    /// Of blocks of a differencing disk that are here in part.
+    bitmaps: HashMap<u64, SectorBitmap>,
+    end: u64,
+}
+
+impl VhdBuilder {
+    /// Starts a VHD file on an empty storage. The space of a fixed disk is reserved here.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidSize`], [`ErrorKind::InvalidBlockSize`], [`ErrorKind::UnsupportedSectorSize`],
+    /// [`ErrorKind::InvalidType`] or [`ErrorKind::InvalidParameter`] if a parent is missing or too many;
+    /// [`ErrorKind::HostLimitation`] on a block device; [`ErrorKind::DiskFull`].
+    pub fn new(storage: Arc<dyn Storage>, parameters: &CreateParameters) -> Result<Self> {
+        let size = parameters.virtual_size;
+        check_parameters(parameters)?;
+        if !storage.grows_with_zeros() {
+            return Err(Error::new(
+                ErrorKind::HostLimitation,
+                "a VHD file cannot be made on a block device",
+            )
+            .with_hint("choose a file, or the raw format"));
+        }
+        if !storage.is_empty()? {
+            return Err(Error::new(
+                ErrorKind::AlreadyExists,
+                "the file to make is not empty",
+            ));
+        }
+        let footer = new_footer(parameters);
+        let sparse = match parameters.disk_type {
+            DiskType::Fixed => {
+                storage.set_len(size)?;
+                storage.allocate(0, size + FOOTER_SIZE)?;
+                None
+            }
+            DiskType::Dynamic | DiskType::Differencing => Some(SparseBuilder::new(parameters)?),
+        };
+        Ok(Self {
+            storage,
+            footer,
+            sparse,
+        })
+    }
+}
+
+fn check_parameters(parameters: &CreateParameters) -> Result<()> {
+    let size = parameters.virtual_size;
+    if size == 0 || !size.is_multiple_of(SECTOR) {
+        return Err(Error::new(
+            ErrorKind::InvalidSize,
+            format!("a size of {size} bytes is not a positive multiple of 512"),
+        ));
+    }
+    if size > MAX_SIZE {
+        return Err(Error::new(
+            ErrorKind::InvalidSize,
+            format!("a VHD disk has at most 2040 GiB ({MAX_SIZE} bytes), not {size}"),
+        )
+        .with_hint("use the VHDX format, which reaches to 64 TiB"));
+    }
+    for sector in [
+        parameters.logical_sector_size,
+        parameters.physical_sector_size,
+    ] {
+        if let Some(sector) = sector
+            && sector != 512
+        {
+            return Err(Error::new(
+                ErrorKind::UnsupportedSectorSize,
+                format!("a VHD disk has sectors of 512 bytes, not {sector}"),
+            )
+            .with_hint("use the VHDX format for sectors of 4096 bytes"));
+        }
+    }
+    match (parameters.disk_type, &parameters.parent) {
+        (DiskType::Differencing, None) => Err(Error::new(
+            ErrorKind::InvalidParameter,
+            "a differencing disk needs a parent",
+        )),
+        (DiskType::Fixed | DiskType::Dynamic, Some(_)) => Err(Error::new(
+            ErrorKind::InvalidType,
+            format!("a {} disk has no parent", parameters.disk_type.name()),
+        )),
+        _ => Ok(()),
+    }
+}
+
+fn block_shape(parameters: &CreateParameters) -> Result<BlockShape> {
+    let block_size = parameters.block_size.unwrap_or(DEFAULT_BLOCK_SIZE);
+    if !block_size.is_power_of_two() || !BLOCK_SIZES.contains(&block_size) {
+        return Err(Error::new(
+            ErrorKind::InvalidBlockSize,
+            format!(
+                "a block size of {block_size} bytes is not a power of two from {} to {}",
+                BLOCK_SIZES.start(),
+                BLOCK_SIZES.end()
+            ),
+        )
+        .with_hint("2 MiB is usual; Windows also offers 512 KiB"));
+    }
+    debug_assert!(parameters.virtual_size.div_ceil(block_size) <= MAX_BLOCKS);
+    Ok(BlockShape::new(block_size))
+}
+
+/// The format's time stamps begin in 2000 and end in 2136.
+fn timestamp(unix: i64) -> u32 {
+    u32::try_from(unix.saturating_sub(EPOCH).max(0)).unwrap_or(u32::MAX)
+}
+
+fn new_footer(parameters: &CreateParameters) -> Footer {
+    let mut footer = Footer::new_zeroed();
+    let size = parameters.virtual_size;
+    let (cylinders, heads, sectors_per_track) = geometry::of_size(size);
+    footer.cookie = FOOTER_COOKIE;
+    footer.features = FEATURE_RESERVED.into();
+    footer.version = VERSION.into();
+    footer.data_offset = NO_OFFSET.into();
+    footer.timestamp = timestamp(parameters.created).into();
+    // QEMU before version 10 takes the size from the geometry, which is smaller, unless the creator is one of a few that
+    // it knows. Windows' own code is among them, and is what a program compatible with it may call itself.
+    footer.creator_application = *b"win ";
+    footer.creator_version = 0x000A_0000.into();
+    footer.creator_host_os = *b"Wi2k";
+    footer.original_size = size.into();
+    footer.current_size = size.into();
+    footer.cylinders = cylinders.into();
+    footer.heads = heads;
+    footer.sectors_per_track = sectors_per_track;
+    footer.disk_type = match parameters.disk_type {
+        DiskType::Fixed => TYPE_FIXED,
+        DiskType::Dynamic => TYPE_DYNAMIC,
+        DiskType::Differencing => TYPE_DIFFERENCING,
+    }
+    .into();
+    if parameters.disk_type != DiskType::Fixed {
+        footer.data_offset = FOOTER_SIZE.into();
+    }
+    let identifier = parameters
+        .identifier
+        .unwrap_or_else(|| parameters.identifiers.next());
+    footer.unique_id = identifier.into_bytes();
+    footer.sign();
+    footer
+}
+
+impl SparseBuilder {
+    fn new(parameters: &CreateParameters) -> Result<Self> {
+        let shape = block_shape(parameters)?;
+        let blocks = parameters.virtual_size.div_ceil(shape.block_size);
+        let mut header = Box::new(Header::new_zeroed());
+        header.cookie = HEADER_COOKIE;
+        header.data_offset = NO_OFFSET.into();
+        header.table_offset = TABLE_OFFSET.into();
+        header.version = VERSION.into();
+        header.max_table_entries = u32::try_from(blocks).unwrap_or(u32::MAX).into();
+        header.block_size = u32::try_from(shape.block_size).unwrap_or(u32::MAX).into();
+        let mut end = TABLE_OFFSET + round_up(blocks * 4, SECTOR);
+        let mut locators = Vec::new();
+        if let Some(parent) = &parameters.parent {
+            header.parent_unique_id = parent.identifier.into_bytes();
+            header.parent_timestamp = timestamp(parent.modified).into();
+            header.parent_unicode_name = locator::encode_name(parent);
+            for (slot, (code, bytes)) in header
+                .parent_locators
+                .iter_mut()
+                .zip(locator::encode(parent))
+            {
+                let length = bytes.len() as u64;
+                let room = round_up(length, LOCATOR_ROOM);
+                slot.platform_code = code;
+                slot.platform_data_space = u32::try_from(room).unwrap_or(u32::MAX).into();
+                slot.platform_data_length = u32::try_from(length).unwrap_or(u32::MAX).into();
+                slot.platform_data_offset = end.into();
+                locators.push((end, bytes));
+                end += room;
+            }
+        }
+        header.sign();
+        Ok(Self {
+            shape,
+            differencing: parameters.parent.is_some(),
+            header,
+            locators,
+            state: Mutex::new(State {
+                // Whole sectors: what is behind the last entry is padding.
+                entries: vec![UNALLOCATED; to_usize(round_up(blocks, PER_SECTOR))],
+                bitmaps: HashMap::new(),
+                end,
+            }),
+        })
+    }
+
+    fn place(&self, offset: u64, length: u64) -> Result<u64> {
+        let (block, within) = (
+            offset / self.shape.block_size,
+            offset % self.shape.block_size,
+        );
+        if within + length > self.shape.block_size
+            || !offset.is_multiple_of(SECTOR)
+            || !length.is_multiple_of(SECTOR)
+        {
+            return Err(Error::new(
+                ErrorKind::InvalidParameter,
+                format!("{length} bytes at {offset} are not whole sectors of one block"),
+            ));
+        }
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let end = state.end;
+        let Some(entry) = state.entries.get_mut(to_usize(block)) else {
+            return Err(Error::new(
+                ErrorKind::BeyondEnd,
+                format!("offset {offset} is past the end of the disk"),
+            ));
+        };
+        let is_new = *entry == UNALLOCATED;
+        if is_new {
+            let at = self.shape.place_behind(end);
+            *entry = u32::try_from(at / SECTOR)
+                .ok()
+                .filter(|&e| e < UNALLOCATED - 1)
+                .ok_or_else(|| {
+                    Error::new(
+                        ErrorKind::BlockAllocationFailure,
+                        format!("a block at {at} is past the 2 TiB that a VHD file can address"),
+                    )
+                })?;
+        }
+        let at = u64::from(*entry) * SECTOR;
+        if is_new {
+            state.end = at + self.shape.total();
+            if self.differencing {
+                let bitmap = SectorBitmap::empty(self.shape.bitmap_size);
+                state.bitmaps.insert(block, bitmap);
+            }
+        }
+        if let Some(bitmap) = state.bitmaps.get(&block) {
+            bitmap.set(within / SECTOR..(within + length) / SECTOR);
+            if bitmap.all(0..self.shape.sectors()) {
+                // No bitmap means all sectors, and takes no memory.
+                state.bitmaps.remove(&block);
+            }
+        }
+        Ok(at + self.shape.bitmap_size + within)
+    }
+
+    /// Writes everything but the footers; returns where the one at the end goes.
+    fn write_tables(&self, storage: &dyn Storage) -> Result<u64> {
+        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let full = vec![0xFF; to_usize(self.shape.bitmap_size)];
+        for (block, &entry) in (0..).zip(&state.entries) {
+            if entry != UNALLOCATED {
+                let at = u64::from(entry) * SECTOR;
+                match state.bitmaps.get(&block) {
+                    Some(bitmap) => storage.write_at(at, &bitmap.to_bytes())?,
+                    None => storage.write_at(at, &full)?,
+                }
+            }
+        }
+        let mut at = TABLE_OFFSET;
+        for entries in state.entries.chunks(64 * 1024) {
+            let bytes: Vec<u8> = entries.iter().flat_map(|e| e.to_be_bytes()).collect();
+            storage.write_at(at, &bytes)?;
+            at += bytes.len() as u64;
+        }
+        storage.write_at(FOOTER_SIZE, self.header.as_bytes())?;
+        for (offset, bytes) in &self.locators {
+            storage.write_at(*offset, bytes)?;
+        }
+        Ok(state.end)
+    }
+}
+
+impl ImageBuilder for VhdBuilder {
+    fn storage(&self) -> &Arc<dyn Storage> {
+        &self.storage
+    }
+
+    fn placement_unit(&self) -> u64 {
+        match &self.sparse {
+            Some(sparse) => sparse.shape.block_size,
+            None => 1 << 40,
+        }
+    }
+
+    fn place(&self, offset: u64, length: u64) -> Result<u64> {
+        match &self.sparse {
+            Some(sparse) => sparse.place(offset, length),
+            None => Ok(offset),
+        }
+    }
+
+    /// Everything else is durable before a footer is written, so that no crash leaves half a disk that opens.
+    fn finish(&self) -> Result<()> {
+        let footer = self.footer.as_bytes();
+        match &self.sparse {
+            None => {
+                self.storage.flush()?;
+                self.storage
+                    .write_at(self.footer.current_size.get(), footer)?;
+            }
+            Some(sparse) => {
+                let end = sparse.write_tables(&*self.storage)?;
+                self.storage.set_len(end + FOOTER_SIZE)?;
+                self.storage.flush()?;
+                self.storage.write_at(end, footer)?;
+                self.storage.write_at(0, footer)?;
+            }
+        }
+        self.storage.flush()
+    }
+}

@@ -1,0 +1,313 @@
+//! [`VhdImage`]: an open VHD file.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use uuid::Uuid;
+use zerocopy::{FromBytes, IntoBytes};
+
+use super::bat::Bat;
+use super::bitmap::BitmapCache;
+use super::footer::{self, Place, Places};
+use super::header::SparseHeader;
+use super::journal::{Found, Journal, Tables};
+use super::layout::{
+    BATMAP_COOKIE, Batmap, EPOCH, FOOTER_SIZE, Footer, HEADER_SIZE, Locator, SECTOR,
+};
+use super::locator;
+use super::sparse::Sparse;
+use crate::block_lock::BlockLocks;
+use crate::error::{Error, ErrorKind, Result};
+use crate::image::{
+    Backing, DiskType, Extent, ExtentKind, Format, Image, ImageInfo, ParentReference, ZeroMode,
+};
+use crate::num::round_up;
+use crate::storage::Storage;
+
+/// An open VHD file: fixed, dynamic or differencing.
+///
+/// The size of the disk is the footer's CurrentSize, whatever program made the file; the geometry is information
+/// only. Memory: 4 bytes and one bit for each block of the disk (4 MiB for 2040 GiB in blocks of 2 MiB), and at most
+/// about 48 MiB of sector bitmaps, for differencing disks and for those that other programs filled in part.
+pub struct VhdImage {
+    storage: Arc<dyn Storage>,
+    virtual_size: u64,
+    info: ImageInfo,
+    journal: Journal,
+    /// `None` for fixed disks.
+    sparse: Option<Sparse>,
+}
+
+impl VhdImage {
+    /// Opens a VHD file.
+    ///
+    /// The footer at the end counts; where it is missing or damaged, the copy at the start takes its place
+    /// (specification, "footer copies"). Nothing is written: a file that needs it is put right by the first change.
+    /// Entries of the block allocation table that lead nowhere are met when their block is read, so that what is left
+    /// of a truncated file can be saved; such a file is not opened for writing.
+    ///
+    /// # Errors
+    /// [`ErrorKind::FooterMissing`], [`ErrorKind::FooterChecksumMismatch`], [`ErrorKind::UnsupportedVersion`],
+    /// [`ErrorKind::InvalidType`], [`ErrorKind::InvalidSize`], [`ErrorKind::InvalidFileSize`] for the footer;
+    /// [`ErrorKind::SparseHeaderChecksumMismatch`], [`ErrorKind::SparseHeaderUnsupportedVersion`],
+    /// [`ErrorKind::SparseHeaderCorrupt`], [`ErrorKind::InvalidBlockSize`] for the dynamic header;
+    /// [`ErrorKind::BlockAllocationTableCorrupt`] if it is to be written and its table is damaged.
+    pub fn open(storage: Arc<dyn Storage>, writable: bool) -> Result<Self> {
+        let places = Places::read(&*storage)?;
+        let (footer, place) = places.choose()?;
+        let disk_type = footer::validate(footer)?;
+        let limit = places.limit(place);
+        let virtual_size = footer.current_size.get();
+        let mut bytes = [0; 512];
+        bytes.copy_from_slice(footer.as_bytes());
+        let mut info = info(footer, disk_type, places.file_size);
+        let mut found = Found {
+            file_size: places.file_size,
+            footer_at: (place == Place::End).then_some(limit),
+            copy_is_right: true,
+            end: limit,
+        };
+        if disk_type == DiskType::Fixed {
+            if virtual_size > limit {
+                return Err(Error::new(
+                    ErrorKind::InvalidFileSize,
+                    format!("the disk has {virtual_size} bytes, the file holds only {limit}"),
+                )
+                .with_hint("the file was cut off; restore it from a backup, or open it with the raw format"));
+            }
+            let journal = Journal::new(storage.clone(), &bytes, found, None, writable);
+            return Ok(Self {
+                storage,
+                virtual_size,
+                info,
+                journal,
+                sparse: None,
+            });
+        }
+        let header = SparseHeader::read(&*storage, footer, limit)?;
+        let differencing = disk_type == DiskType::Differencing;
+        let reserved = reserved_ranges(&*storage, footer, &header, limit);
+        let bat = Bat::read(&*storage, &header, &reserved, limit)?;
+        if writable {
+            refuse_damaged(&bat)?;
+        }
+        if differencing {
+            info.parent = Some(parent_reference(&*storage, &header, limit));
+        }
+        info.block_size = Some(header.shape.block_size);
+        found.end = end_of_use(&header, &reserved, &bat, limit);
+        found.copy_is_right = places.start.signed() == Some(footer);
+        let shape = header.shape;
+        let tables = Arc::new(Tables {
+            bat,
+            bitmaps: BitmapCache::new(header.blocks, shape.sectors(), shape.bitmap_size),
+        });
+        Ok(Self {
+            journal: Journal::new(
+                storage.clone(),
+                &bytes,
+                found,
+                Some(tables.clone()),
+                writable,
+            ),
+            sparse: Some(Sparse {
+                storage: storage.clone(),
+                tables,
+                locks: BlockLocks::new(),
+                differencing,
+            }),
+            storage,
+            virtual_size,
+            info,
+        })
+    }
+}
+
+/// A table with damage is not written to: what a new block would be put over is not known.
+fn refuse_damaged(bat: &Bat) -> Result<()> {
+    let hint = "open it read-only and convert what can be read; check lists all damage";
+    if let Some(block) = bat.first_invalid() {
+        return Err(Error::new(
+            ErrorKind::BlockAllocationTableCorrupt,
+            format!("the entry of block {block} in the block allocation table leads outside the file's data"),
+        )
+        .with_hint(hint));
+    }
+    if let Some((a, b)) = bat.first_overlap() {
+        return Err(Error::new(
+            ErrorKind::BlockAllocationTableCorrupt,
+            format!("two blocks share the same place in the file, at {a} and {b}"),
+        )
+        .with_hint(hint));
+    }
+    Ok(())
+}
+
+/// What no block may touch: the footer's copy, the header, the BAT, the locators and XenServer's batmap.
+pub(super) fn reserved_ranges(
+    storage: &dyn Storage,
+    footer: &Footer,
+    header: &SparseHeader,
+    limit: u64,
+) -> Vec<Range<u64>> {
+    let mut ranges = vec![
+        0..FOOTER_SIZE,
+        header.offset..header.offset + HEADER_SIZE,
+        header.table_offset..header.table_end().min(round_up(limit, SECTOR)),
+    ];
+    ranges.extend(
+        header
+            .raw
+            .parent_locators
+            .iter()
+            .filter_map(Locator::range)
+            .filter(|range| range.end <= limit),
+    );
+    if footer.creator_application.starts_with(b"tap") {
+        ranges.extend(
+            batmap(storage, header.table_end(), limit)
+                .into_iter()
+                .flatten(),
+        );
+    }
+    ranges
+}
+
+/// End of everything that is in use: where the footer belongs.
+pub(super) fn end_of_use(
+    header: &SparseHeader,
+    reserved: &[Range<u64>],
+    bat: &Bat,
+    limit: u64,
+) -> u64 {
+    let rooms = header
+        .raw
+        .parent_locators
+        .iter()
+        .filter_map(Locator::room)
+        .filter(|room| room.end <= limit);
+    let end = rooms.chain(reserved.iter().cloned()).map(|r| r.end).max();
+    round_up(end.unwrap_or(0).max(bat.end()), SECTOR)
+}
+
+/// The header behind the BAT and the map it points to.
+fn batmap(storage: &dyn Storage, at: u64, limit: u64) -> Option<[Range<u64>; 2]> {
+    let mut bytes = [0; size_of::<Batmap>()];
+    if at + SECTOR > limit {
+        return None;
+    }
+    storage.read_at(at, &mut bytes).ok()?;
+    let batmap = Batmap::read_from_bytes(&bytes).ok()?;
+    let start = batmap.offset.get();
+    let end = start.checked_add(u64::from(batmap.sectors.get()) * SECTOR)?;
+    (batmap.cookie == BATMAP_COOKIE && end <= limit).then_some([at..at + SECTOR, start..end])
+}
+
+fn parent_reference(storage: &dyn Storage, header: &SparseHeader, limit: u64) -> ParentReference {
+    ParentReference {
+        identifiers: vec![Uuid::from_bytes(header.raw.parent_unique_id)],
+        paths: locator::parent_paths(&header.raw, storage, limit),
+        modified: match header.raw.parent_timestamp.get() {
+            0 => None,
+            seconds => Some(EPOCH + i64::from(seconds)),
+        },
+    }
+}
+
+fn info(footer: &Footer, disk_type: DiskType, file_size: u64) -> ImageInfo {
+    let identifier = Uuid::from_bytes(footer.unique_id);
+    ImageInfo {
+        format: Format::Vhd,
+        disk_type,
+        virtual_size: footer.current_size.get(),
+        logical_sector_size: 512,
+        physical_sector_size: 512,
+        block_size: None,
+        identifier: Some(identifier),
+        link_identifier: Some(identifier),
+        creator: footer::creator(footer),
+        created: Some(EPOCH + i64::from(footer.timestamp.get())),
+        geometry: Some((
+            footer.cylinders.get(),
+            footer.heads,
+            footer.sectors_per_track,
+        )),
+        file_size,
+        log_replayed: false,
+        parent: None,
+    }
+}
+
+impl Image for VhdImage {
+    fn info(&self) -> ImageInfo {
+        let mut info = self.info.clone();
+        info.file_size = self.storage.len().unwrap_or(info.file_size);
+        info
+    }
+
+    fn virtual_size(&self) -> u64 {
+        self.virtual_size
+    }
+
+    fn storage(&self) -> &Arc<dyn Storage> {
+        &self.storage
+    }
+
+    fn map(&self, offset: u64, length: u64) -> Result<Extent> {
+        if let Some(sparse) = &self.sparse {
+            return sparse.map(offset, length);
+        }
+        Ok(match self.storage.next_data(offset..offset + length)? {
+            Some(data) if data.start <= offset => Extent {
+                length: (data.end - offset).min(length),
+                kind: ExtentKind::Data {
+                    storage_offset: offset,
+                },
+            },
+            data => Extent {
+                length: data.map_or(length, |data| data.start - offset),
+                kind: ExtentKind::Zero,
+            },
+        })
+    }
+
+    fn read_at(&self, offset: u64, buf: &mut [u8], absent: &mut Vec<Range<u64>>) -> Result<()> {
+        match &self.sparse {
+            Some(sparse) => sparse.read_at(offset, buf, absent),
+            None => self.storage.read_at(offset, buf),
+        }
+    }
+
+    fn write_at(&self, offset: u64, data: &[u8], backing: &dyn Backing) -> Result<()> {
+        if let Some(sparse) = &self.sparse {
+            return sparse.write_at(&self.journal, offset, data, backing);
+        }
+        self.journal.begin()?;
+        self.storage.write_at(offset, data)
+    }
+
+    fn zero(&self, offset: u64, length: u64, mode: ZeroMode, backing: &dyn Backing) -> Result<()> {
+        if let Some(sparse) = &self.sparse {
+            return sparse.zero(&self.journal, offset, length, mode, backing);
+        }
+        // The space of a fixed disk stays its own, also where it may be given back.
+        self.journal.begin()?;
+        self.storage.zero_range(offset, length)
+    }
+
+    fn discard(&self, offset: u64, length: u64, _backing: &dyn Backing) -> Result<()> {
+        match &self.sparse {
+            Some(sparse) => sparse.discard(&self.journal, offset, length),
+            None => self.journal.check(),
+        }
+    }
+
+    fn flush(&self) -> Result<()> {
+        self.journal.flush()
+    }
+
+    fn close(&self) -> Result<()> {
+        let _alone = self.sparse.as_ref().map(|sparse| sparse.locks.write_all());
+        self.journal.close()
+    }
+}

@@ -1,0 +1,423 @@
+//! The order of writes. VHD has no log, so what reaches the file when is decided here and nowhere else.
+//!
+//! ```text
+//! first write      both footers are put right; what an interrupted writer left behind the last block is cut off
+//! new block        room is reserved at the end, bitmap and data are written, then the entry is stored in memory
+//!                  (the file grows in large steps: footer at the new end, barrier, old footer zeroed)
+//! flush            barrier; changed BAT sectors and bitmaps; barrier
+//! close            flush; footer behind the last block; barrier; the rest is cut off; barrier
+//! ```
+//!
+//! What follows from it:
+//! - No BAT entry and no bit of a differencing disk's bitmap is on stable media before the data that it exposes.
+//! - A valid footer is at the end of the file, or, while it grows, at least in the copy at its start. Data of the guest
+//!   is never the last sector of the file, so a guest cannot pass its own bytes off as the footer.
+//! - Blocks behind the last one that the BAT on the media knows are free; their bytes are never shown.
+//!
+//! After a failed barrier, or a failed write of a table, memory and file may differ: the image is *failed*, and all
+//! further writes and flushes say so. A failed write of data, or a file that cannot grow, changes nothing.
+
+use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+
+use super::bat::{Bat, Entry, PER_SECTOR};
+use super::bitmap::{BitmapCache, SectorBitmap};
+use super::layout::{FOOTER_SIZE, SECTOR};
+use crate::error::{Error, ErrorKind, Result};
+use crate::num::{GIB, MIB, round_up};
+use crate::storage::Storage;
+
+/// BAT and bitmaps of a dynamic or differencing disk, as they are in memory.
+pub(super) struct Tables {
+    pub(super) bat: Bat,
+    pub(super) bitmaps: BitmapCache,
+}
+
+/// How the file was found, and what it has to become before its first change.
+pub(super) struct Found {
+    /// Length of the file.
+    pub(super) file_size: u64,
+    /// Where the footer at the end starts; `None` if it is missing or short.
+    pub(super) footer_at: Option<u64>,
+    /// True if the copy at the start is as it should be (or, for fixed disks, should not be).
+    pub(super) copy_is_right: bool,
+    /// Where the footer belongs: behind everything that is in use.
+    pub(super) end: u64,
+}
+
+pub(super) struct Journal {
+    storage: Arc<dyn Storage>,
+    footer: [u8; 512],
+    tables: Option<Arc<Tables>>,
+    state: AtomicU8,
+    failure: OnceLock<Error>,
+    space: Mutex<Space>,
+    changes: Mutex<Changes>,
+    /// Flushes asked for.
+    tickets: AtomicU64,
+    /// The last ticket that a finished flush covers. Held during a flush.
+    flushed: Mutex<u64>,
+}
+
+/// The end of the file.
+struct Space {
+    found: Found,
+    /// End of what is in use; from here to the footer all is free, and zero but for `old_footer`.
+    end: u64,
+    /// Length of the file, its footer included.
+    file_size: u64,
+    /// A footer that was left behind when the file grew.
+    old_footer: Option<u64>,
+    /// Blocks that were reserved but never used, contents unknown.
+    returned: Vec<u64>,
+    /// Blocks of the disk that may still come.
+    unallocated: u64,
+}
+
+/// What memory knows and the file does not.
+#[derive(Default)]
+struct Changes {
+    bat_sectors: BTreeSet<u64>,
+    bitmaps: Vec<u64>,
+}
+
+/// Changes as bytes for the file.
+#[derive(Default)]
+struct Copies {
+    /// Offset in the file and content.
+    parts: Vec<(u64, Vec<u8>)>,
+    /// The bitmaps among them, held so that none is dropped from memory before the file has it.
+    bitmaps: Vec<(u64, Arc<SectorBitmap>)>,
+}
+
+const READ_ONLY: u8 = 0;
+/// Writable, nothing written yet.
+const UNTOUCHED: u8 = 1;
+const READY: u8 = 2;
+const FAILED: u8 = 3;
+const CLOSED: u8 = 4;
+
+/// The file grows by an eighth of itself within these bounds.
+const MIN_STEP: u64 = 64 * MIB;
+const MAX_STEP: u64 = GIB;
+
+/// Changed bitmaps beyond this many bytes are written without waiting for a flush.
+const MAX_CHANGED_BITMAPS: u64 = 8 * MIB;
+
+impl Journal {
+    pub(super) fn new(
+        storage: Arc<dyn Storage>,
+        footer: &[u8; 512],
+        found: Found,
+        tables: Option<Arc<Tables>>,
+        writable: bool,
+    ) -> Self {
+        let unallocated = match &tables {
+            Some(tables) if writable => tables.bat.unallocated(),
+            _ => 0,
+        };
+        Self {
+            storage,
+            footer: *footer,
+            tables,
+            state: AtomicU8::new(if writable { UNTOUCHED } else { READ_ONLY }),
+            failure: OnceLock::new(),
+            space: Mutex::new(Space {
+                end: found.end,
+                file_size: found.file_size,
+                found,
+                old_footer: None,
+                returned: Vec::new(),
+                unallocated,
+            }),
+            changes: Mutex::default(),
+            tickets: AtomicU64::new(0),
+            flushed: Mutex::new(0),
+        }
+    }
+
+    /// To be called before every change of the file. One load, but for the first time.
+    pub(super) fn begin(&self) -> Result<()> {
+        match self.state.load(Ordering::Acquire) {
+            READY => Ok(()),
+            UNTOUCHED => self.prepare(),
+            state => Err(self.refusal(state)),
+        }
+    }
+
+    /// An error if the file cannot be changed; for requests that may turn out to change nothing.
+    pub(super) fn check(&self) -> Result<()> {
+        match self.state.load(Ordering::Acquire) {
+            READY | UNTOUCHED => Ok(()),
+            state => Err(self.refusal(state)),
+        }
+    }
+
+    fn refusal(&self, state: u8) -> Error {
+        match state {
+            READ_ONLY => Error::new(ErrorKind::WriteProtected, "the disk was opened read-only"),
+            CLOSED => Error::new(ErrorKind::InvalidState, "the disk was closed"),
+            _ => {
+                let reason = self.failure.get().map_or("unknown", Error::reason);
+                Error::new(
+                    ErrorKind::InvalidState,
+                    format!("an earlier write of the file's tables failed ({reason})"),
+                )
+                .with_hint("put the cause right and open the disk again; what was flushed is safe")
+            }
+        }
+    }
+
+    /// Remembers the first failure that leaves memory and file different.
+    fn fail(&self, error: Error) -> Error {
+        let _ = self.failure.set(error.duplicate());
+        self.state.store(FAILED, Ordering::Release);
+        error
+    }
+
+    fn barrier(&self) -> Result<()> {
+        self.storage.flush().map_err(|e| self.fail(e))
+    }
+
+    /// Puts both footers right and cuts off what an interrupted writer left behind the last block.
+    fn prepare(&self) -> Result<()> {
+        let mut space = lock(&self.space);
+        let state = self.state.load(Ordering::Acquire);
+        if state != UNTOUCHED {
+            return if state == READY {
+                Ok(())
+            } else {
+                Err(self.refusal(state))
+            };
+        }
+        let found = &space.found;
+        if !found.copy_is_right {
+            // The one at the end is valid, or the copy would have been taken.
+            self.storage.write_at(0, &self.footer)?;
+            self.barrier()?;
+        }
+        if self.storage.grows_with_zeros() {
+            if found.footer_at != Some(found.end) || found.file_size != found.end + FOOTER_SIZE {
+                self.storage.write_at(found.end, &self.footer)?;
+                if self.tables.is_some() {
+                    self.barrier()?;
+                    self.storage.set_len(found.end + FOOTER_SIZE)?;
+                }
+                space.file_size = found.end + FOOTER_SIZE;
+            }
+        } else if found.footer_at.is_none() {
+            let at = found.file_size.saturating_sub(FOOTER_SIZE);
+            self.storage.write_at(at, &self.footer)?;
+            self.barrier()?;
+        }
+        self.state.store(READY, Ordering::Release);
+        Ok(())
+    }
+
+    /// Room for a block at the end of the file: the offset of its bitmap. All of it is zero.
+    pub(super) fn reserve(&self, tables: &Tables) -> Result<u64> {
+        let shape = tables.bat.shape;
+        let mut space = lock(&self.space);
+        if let Some(&at) = space.returned.last() {
+            self.storage.zero_range(at, shape.total())?;
+            space.returned.pop();
+            return Ok(at);
+        }
+        let at = shape.place_behind(space.end);
+        let end = at + shape.total();
+        // The two largest entries have other meanings.
+        if at / SECTOR >= u64::from(u32::MAX) - 1 {
+            return Err(Error::new(
+                ErrorKind::BlockAllocationFailure,
+                format!("a block at {at} is past the 2 TiB that a VHD file can address"),
+            )
+            .with_hint("compact the disk, or convert it to VHDX"));
+        }
+        if end + FOOTER_SIZE > space.file_size {
+            self.grow(&mut space, end, shape.total())?;
+        }
+        if let Some(old) = space.old_footer {
+            self.storage.write_at(old, &[0; 512])?;
+            space.old_footer = None;
+        }
+        if !self.storage.grows_with_zeros() {
+            self.storage.zero_range(at, shape.total())?;
+        }
+        space.end = end;
+        space.unallocated = space.unallocated.saturating_sub(1);
+        Ok(at)
+    }
+
+    /// Takes back a block that was reserved but not published.
+    pub(super) fn give_back(&self, at: u64) {
+        lock(&self.space).returned.push(at);
+    }
+
+    /// Makes the file long enough for a block that ends at `end`, and some more.
+    fn grow(&self, space: &mut Space, end: u64, block: u64) -> Result<()> {
+        if !self.storage.grows_with_zeros() {
+            return Err(Error::new(
+                ErrorKind::DiskFull,
+                format!(
+                    "the device of {} bytes has no room for a further block of {block}",
+                    space.file_size
+                ),
+            ));
+        }
+        let step = (space.file_size / 8).clamp(MIN_STEP, MAX_STEP);
+        let further = space.unallocated.saturating_sub(1) * round_up(block, 4096);
+        let length = round_up(end + step.min(further), SECTOR) + FOOTER_SIZE;
+        let extended = self
+            .storage
+            .set_len(length)
+            .and_then(|()| self.storage.write_at(length - FOOTER_SIZE, &self.footer));
+        if let Err(error) = extended {
+            // Back to the old footer at the old end; then nothing has happened.
+            self.storage
+                .set_len(space.file_size)
+                .map_err(|e| self.fail(e))?;
+            return Err(error);
+        }
+        self.barrier()?;
+        space.old_footer = Some(space.file_size - FOOTER_SIZE);
+        space.file_size = length;
+        Ok(())
+    }
+
+    /// Shows a block whose bitmap and data are written; the file learns of it with the next flush.
+    pub(super) fn publish(&self, tables: &Tables, block: u64, at: u64) {
+        let mut changes = lock(&self.changes);
+        tables.bat.publish(block, at);
+        changes.bat_sectors.insert(block / PER_SECTOR);
+    }
+
+    /// Notes that bits of a block's bitmap were set (see [`BitmapCache::set`]). True if so many have changed that they
+    /// should be flushed, once no lock of a block is held.
+    pub(super) fn bitmap_changed(&self, tables: &Tables, block: u64) -> bool {
+        let mut changes = lock(&self.changes);
+        changes.bitmaps.push(block);
+        changes.bitmaps.len() as u64 * tables.bat.shape.bitmap_size >= MAX_CHANGED_BITMAPS
+    }
+
+    /// Everything that was written before is durable when this returns.
+    ///
+    /// Callers that wait for each other share one flush, if it started after they came.
+    pub(super) fn flush(&self) -> Result<()> {
+        match self.state.load(Ordering::Acquire) {
+            READY => {}
+            FAILED => return Err(self.refusal(FAILED)),
+            _ => return Ok(()),
+        }
+        let ticket = self.tickets.fetch_add(1, Ordering::AcqRel) + 1;
+        let mut flushed = lock(&self.flushed);
+        if *flushed >= ticket {
+            return Ok(());
+        }
+        match self.state.load(Ordering::Acquire) {
+            READY => {}
+            FAILED => return Err(self.refusal(FAILED)),
+            _ => return Ok(()),
+        }
+        let covered = self.tickets.load(Ordering::Acquire);
+        self.commit()?;
+        *flushed = covered;
+        Ok(())
+    }
+
+    fn commit(&self) -> Result<()> {
+        // The copies hold only what was written before the first barrier; what comes later waits for the next flush.
+        let copies = self.copy_changes();
+        let result = self.write_copies(&copies);
+        if result.is_err() {
+            // The file does not have these bits: memory must not forget them, for reads go on.
+            copies.bitmaps.iter().for_each(|(_, bitmap)| bitmap.pin());
+        }
+        result
+    }
+
+    fn write_copies(&self, copies: &Copies) -> Result<()> {
+        self.barrier()?;
+        if copies.parts.is_empty() {
+            return Ok(());
+        }
+        for (offset, bytes) in &copies.parts {
+            self.storage
+                .write_at(*offset, bytes)
+                .map_err(|e| self.fail(e))?;
+        }
+        self.barrier()?;
+        if let Some(tables) = &self.tables {
+            for (block, _) in &copies.bitmaps {
+                tables.bitmaps.forget_full(*block);
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes the changes, as bytes and where in the file they go.
+    fn copy_changes(&self) -> Copies {
+        let mut copies = Copies::default();
+        let Some(tables) = &self.tables else {
+            return copies;
+        };
+        let changes = std::mem::take(&mut *lock(&self.changes));
+        for sector in changes.bat_sectors {
+            let offset = tables.bat.offset + sector * SECTOR;
+            let mut bytes = [0; 512];
+            tables.bat.sector(sector, &mut bytes);
+            match copies.parts.last_mut() {
+                Some((start, run)) if *start + run.len() as u64 == offset => {
+                    run.extend_from_slice(&bytes);
+                }
+                _ => copies.parts.push((offset, bytes.to_vec())),
+            }
+        }
+        for block in changes.bitmaps {
+            if let (Entry::At(at), Some(bitmap)) =
+                (tables.bat.get(block), tables.bitmaps.cached(block))
+            {
+                copies.parts.push((at, bitmap.take()));
+                copies.bitmaps.push((block, bitmap));
+            }
+        }
+        copies
+    }
+
+    /// Flushes, and leaves the file as short as it can be. No block may be written meanwhile.
+    pub(super) fn close(&self) -> Result<()> {
+        self.flush()?;
+        if self.state.load(Ordering::Acquire) == READY
+            && let Some(tables) = &self.tables
+        {
+            self.trim(tables)?;
+        }
+        let _ = self
+            .state
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, |state| {
+                (state != FAILED).then_some(CLOSED)
+            });
+        Ok(())
+    }
+
+    fn trim(&self, tables: &Tables) -> Result<()> {
+        let space = lock(&self.space);
+        // Reserved blocks that were given back are not in the table.
+        let end = tables.bat.end().max(space.found.end);
+        if end + FOOTER_SIZE >= space.file_size || !self.storage.grows_with_zeros() {
+            return Ok(());
+        }
+        self.storage
+            .write_at(end, &self.footer)
+            .map_err(|e| self.fail(e))?;
+        self.barrier()?;
+        self.storage
+            .set_len(end + FOOTER_SIZE)
+            .map_err(|e| self.fail(e))?;
+        self.barrier()
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
