@@ -178,7 +178,7 @@ fn write_sparse(mut source: impl Read, path: &Path) {
             break;
         }
         let part = &buf[..filled];
-        if part.iter().any(|&b| b != 0) {
+        if !crate::model::is_zero(part) {
             use std::os::unix::fs::FileExt;
             file.write_all_at(part, length).expect("write");
         }

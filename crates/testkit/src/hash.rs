@@ -62,7 +62,7 @@ impl QuickHasher {
     }
 
     fn end_chunk(&mut self) {
-        if self.chunk.iter().any(|&b| b != 0) {
+        if !crate::model::is_zero(&self.chunk) {
             self.hash.update(self.position.to_le_bytes());
             self.hash.update(&self.chunk);
             self.chunks += 1;

@@ -31,6 +31,7 @@ pub mod guest;
 pub mod hash;
 pub mod history;
 pub mod model;
+pub mod patch;
 pub mod require;
 pub mod rng;
 pub mod variant;
