@@ -195,6 +195,28 @@ fn t4_both_sides_of_every_chunk_boundary_are_where_they_belong() {
     }
 }
 
+/// The second time the sector is here already, and the bit after it is another chunk's.
+#[test]
+fn t4_a_part_of_the_last_sector_of_a_chunk_is_written_twice() {
+    let variant = Variant {
+        format: Format::Vhdx,
+        disk_type: DiskType::Differencing,
+        virtual_size: 5 * GIB,
+        block_size: Some(2 * MIB),
+        sector_size: 512,
+        depth: 2,
+    };
+    let Some(mut disk) = variant.make(4) else {
+        return;
+    };
+    disk.fill(&[
+        GuestOp::write(4 * GIB - 200, 100, 2),
+        GuestOp::write(4 * GIB - 100, 100, 3),
+    ])
+    .unwrap();
+    assert_reads(&disk.open(false).unwrap(), &disk.content, "leaf");
+}
+
 #[test]
 fn t5_the_first_write_to_a_block_lands_at_its_offset() {
     for variant in Variant::small() {
