@@ -864,11 +864,7 @@ impl VhdxImage {
             return Ok(false);
         };
         let (table, first_bit) = self.bitmap_of(block)?;
-        let touched = self.bits(
-            first_bit,
-            within,
-            data.len() as u64 + within % self.geometry.sector_size,
-        );
+        let touched = self.bits(first_bit, within, data.len() as u64);
         let count = touched.end - touched.start;
         if self.bit_run(table, touched.start, count)? != (true, count) {
             return Ok(false);
