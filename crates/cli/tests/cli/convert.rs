@@ -141,3 +141,22 @@ fn without_a_terminal_there_is_no_bar() {
     let ran = folder.run("convert a.img d.vhdx --progress none");
     assert_eq!(ran.err, "");
 }
+
+#[test]
+fn a_block_device_is_written_in_place_when_asked() {
+    let folder = Folder::new();
+    std::fs::copy(real_disk(), folder.path("a.vhd")).unwrap();
+    let script = "truncate -s 8M backing; D=$(losetup -f --show backing) || exit 99
+        trap 'losetup -d $D' EXIT
+        $V convert a.vhd $D --format raw; echo $?
+        $V convert a.vhd $D --format raw --force > /dev/null; echo $?
+        $V compare a.vhd $D > /dev/null; echo $?
+        $V convert a.vhd $D --format vhdx --force; echo $?";
+    let ran = folder.shell(script);
+    if ran.code == Some(99) {
+        eprintln!("SKIPPED: needs root and a loop device: {}", ran.err);
+        return;
+    }
+    assert_eq!(ran.out, "1\n0\n0\n1\n", "{ran:?}");
+    assert_eq!(ran.err.matches("hint: ").count(), 2, "{ran:?}");
+}
