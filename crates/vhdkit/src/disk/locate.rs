@@ -41,6 +41,21 @@ impl ParentMap {
         }
     }
 
+    /// The path that `local` has on the system that made the disks, if one of the folders holds it.
+    pub(crate) fn windows_path(&self, local: &Path) -> Option<String> {
+        let local = std::path::absolute(local).ok()?;
+        self.0.iter().find_map(|(windows, folder)| {
+            let rest = local.strip_prefix(std::path::absolute(folder).ok()?).ok()?;
+            let names = rest.iter().map(|name| name.to_string_lossy().into_owned());
+            let path: Vec<String> = windows.iter().cloned().chain(names).collect();
+            // Of `\\server\share` only the names are kept; drives and volumes say what they are.
+            let drive = windows.first()?.ends_with(':');
+            let volume = windows.first()?.to_lowercase().starts_with("volume{");
+            let prefix = if drive || volume { "" } else { r"\\" };
+            Some(format!("{prefix}{}", path.join("\\")))
+        })
+    }
+
     fn apply(&self, windows: &str) -> Option<PathBuf> {
         let path = components(strip_extended(windows));
         let (from, to) = self.0.iter().find(|(from, _)| {
@@ -322,6 +337,20 @@ mod tests {
         }
         let missing = find_parent(&child, &reference(&[(Relative, r".\gone.vhdx")]), &map);
         assert_eq!(missing.unwrap_err().kind(), ErrorKind::ParentNotFound);
+    }
+
+    #[test]
+    fn a_map_also_tells_what_a_local_file_is_called_on_windows() {
+        let mut map = ParentMap::new();
+        map.add(r"C:\Disks", "/mnt/disks");
+        map.add(r"\\server\share", "/mnt/share");
+        for (local, windows) in [
+            ("/mnt/disks/sub/p.vhdx", Some(r"C:\Disks\sub\p.vhdx")),
+            ("/mnt/share/p.vhdx", Some(r"\\server\share\p.vhdx")),
+            ("/elsewhere/p.vhdx", None),
+        ] {
+            assert_eq!(map.windows_path(Path::new(local)).as_deref(), windows);
+        }
     }
 
     #[test]
