@@ -74,10 +74,8 @@ impl ParentMap {
 /// # Errors
 /// [`ErrorKind::ParentNotFound`], with the paths that were recorded and those that were tried.
 pub fn find_parent(child: &Path, reference: &ParentReference, map: &ParentMap) -> Result<PathBuf> {
-    let folder = match child.parent() {
-        Some(folder) if !folder.as_os_str().is_empty() => folder,
-        _ => Path::new("."),
-    };
+    // Empty for a child named without a folder, so that its parent is named without one, too.
+    let folder = child.parent().unwrap_or(Path::new(""));
     let mut tried: Vec<PathBuf> = Vec::new();
     let beside = reference
         .paths
@@ -182,9 +180,14 @@ fn descend(folder: &Path, parts: &[String]) -> PathBuf {
 
 fn other_case(folder: &Path, name: &str) -> Option<PathBuf> {
     let wanted = name.to_lowercase();
-    let mut found: Vec<PathBuf> = std::fs::read_dir(folder)
+    let listed = if folder.as_os_str().is_empty() {
+        Path::new(".")
+    } else {
+        folder
+    };
+    let mut found: Vec<PathBuf> = std::fs::read_dir(listed)
         .ok()?
-        .filter_map(|entry| Some(entry.ok()?.path()))
+        .filter_map(|entry| Some(folder.join(entry.ok()?.file_name())))
         .filter(|path| {
             path.file_name()
                 .and_then(|n| n.to_str())
