@@ -39,8 +39,8 @@ fn edges(old: u64, width: usize) -> Vec<u64> {
     values.extend([
         old << 1 & max,
         old >> 1,
-        max - 511,
-        max - 4095,
+        max.saturating_sub(511),
+        max.saturating_sub(4095),
         (max >> 20) << 20,
     ]);
     values.extend((0..8 * width).step_by(5).map(|bit| old ^ 1 << bit));
