@@ -453,12 +453,7 @@ impl<'a> BatCheck<'a> {
                 ),
             );
         }
-        let holes: u64 = self
-            .used
-            .holes(usize::MAX)
-            .iter()
-            .map(|&(_, length)| length)
-            .sum();
+        let holes = self.used.free();
         let tail = self.length.saturating_sub(self.used.end());
         if holes + tail > 0 {
             self.findings.add(
