@@ -32,6 +32,7 @@ pub mod hash;
 pub mod history;
 pub mod model;
 pub mod patch;
+pub mod peers;
 pub mod probe;
 pub mod require;
 pub mod rng;
