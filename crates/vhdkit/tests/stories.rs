@@ -1,5 +1,5 @@
-//! Bugs that other programs had with these formats, each as a test; the numbers are those of the collection in
-//! `docs/stories.md`.
+//! Bugs that other programs had with these formats, each as a test. The numbers name the stories wherever the project
+//! speaks of them.
 
 use std::sync::Arc;
 
