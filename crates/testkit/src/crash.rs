@@ -124,18 +124,34 @@ struct State {
     live: MemoryStorage,
     base: MemoryStorage,
     ops: Vec<Op>,
+    flushes: usize,
+    /// This flush is reported as done but is none.
+    lost_flush: Option<usize>,
 }
 
 impl CrashStorage {
     /// A file whose content so far is durable.
     pub fn new(durable: &MemoryStorage) -> Arc<Self> {
+        Self::losing_a_flush(durable, None)
+    }
+
+    /// As [`CrashStorage::new`], but the flush of this number does nothing, as on a disk that lies: what the tests would
+    /// see if the format had forgotten it.
+    pub fn losing_a_flush(durable: &MemoryStorage, lost: Option<usize>) -> Arc<Self> {
         Arc::new(Self {
             state: Mutex::new(State {
                 live: durable.clone(),
                 base: durable.clone(),
                 ops: Vec::new(),
+                flushes: 0,
+                lost_flush: lost,
             }),
         })
+    }
+
+    /// How many flushes were asked for.
+    pub fn flushes(&self) -> usize {
+        self.lock().flushes
     }
 
     /// How many operations were recorded so far.
@@ -220,7 +236,11 @@ impl Storage for CrashStorage {
     }
 
     fn flush(&self) -> Result<()> {
-        self.lock().ops.push(Op::Flush);
+        let mut state = self.lock();
+        if state.lost_flush != Some(state.flushes) {
+            state.ops.push(Op::Flush);
+        }
+        state.flushes += 1;
         Ok(())
     }
 
