@@ -10,7 +10,7 @@ use super::layout::{
     Guid, ITEM_CHS_PARAMETERS, ITEM_FILE_PARAMETERS, ITEM_INCOMPLETE_FILE,
     ITEM_LOGICAL_SECTOR_SIZE, ITEM_PARENT_LOCATOR, ITEM_PHYSICAL_SECTOR_SIZE, ITEM_PMEM_LABELS,
     ITEM_VIRTUAL_DISK_ID, ITEM_VIRTUAL_DISK_SIZE, MAX_BLOCK_SIZE, MAX_METADATA_ENTRIES,
-    MAX_METADATA_ITEM, MAX_VIRTUAL_SIZE, METADATA_IS_REQUIRED, METADATA_IS_USER,
+    MAX_METADATA_ITEM, MAX_USER_ITEMS, MAX_VIRTUAL_SIZE, METADATA_IS_REQUIRED, METADATA_IS_USER,
     METADATA_IS_VIRTUAL_DISK, METADATA_SIGNATURE, METADATA_TABLE_LENGTH, MIN_BLOCK_SIZE,
     MetadataTableEntry, MetadataTableHeader,
 };
@@ -85,6 +85,12 @@ pub(super) fn read_table(storage: &dyn Storage, region: &Region) -> Result<Vec<I
             )));
         }
         items.push(item);
+    }
+    let user = items.iter().filter(|item| item.is_user()).count();
+    if user > MAX_USER_ITEMS {
+        return Err(corrupt(format!(
+            "the metadata holds {user} user items, {MAX_USER_ITEMS} are possible"
+        )));
     }
     let mut ranges: Vec<(u64, u64)> = items
         .iter()
