@@ -279,7 +279,7 @@ impl Shape {
             10 => (length / 12) % (2 * self.block_size) + 1,
             _ => (length / 12) % (64 * sector) + 1,
         };
-        let anchor = if place % 8 == 0 {
+        let anchor = if place.is_multiple_of(8) {
             (place / 8) % self.virtual_size
         } else {
             edges[(place / 8) as usize % edges.len()]
