@@ -173,7 +173,8 @@ pub fn fill(seed: u32, offset: u64, buf: &mut [u8]) {
             let mut rest = buf;
             while !rest.is_empty() {
                 // The seed is in every word, so that a hexdump shows whose data it is.
-                let word = (u64::from(seed) << 48 | (mix(at / 8 ^ u64::from(seed) << 40) >> 16))
+                let word = (u64::from(seed) << 48
+                    | (mix((at / 8) ^ (u64::from(seed) << 40)) >> 16))
                     .to_be_bytes();
                 let within = (at % 8) as usize;
                 let n = rest.len().min(8 - within);

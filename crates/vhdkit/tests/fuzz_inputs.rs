@@ -1,4 +1,10 @@
 //! The committed inputs of the fuzzer, and some made up on the spot, through the same functions.
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::cast_possible_truncation,
+    reason = "helpers of tests: a failure is a failed test"
+)]
 
 use std::path::Path;
 
