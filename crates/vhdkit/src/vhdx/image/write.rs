@@ -62,7 +62,19 @@ impl VhdxImage {
             Slot::Payload(block) if block < self.geometry.block_count => {
                 match self.decode(block, entry)? {
                     Block::Present(at) | Block::Partial(at) => Some((at, self.geometry.block_size)),
-                    _ => bat::soft_anchor(entry).map(|at| (at, self.geometry.block_size)),
+                    // Nothing is read from there, but a new block must not be put beyond it.
+                    _ => match bat::soft_anchor(entry) {
+                        Some(at) if at >= self.file_end.load(Ordering::Relaxed) => {
+                            return Err(Error::new(
+                                ErrorKind::BlockAllocationTableCorrupt,
+                                format!(
+                                    "BAT entry {index} keeps space at {at}, past the file's end"
+                                ),
+                            )
+                            .with_hint("the disk can be read, but not written"));
+                        }
+                        anchor => anchor.map(|at| (at, self.geometry.block_size)),
+                    },
                 }
             }
             // Padding means nothing.
