@@ -399,7 +399,7 @@ impl Epoch {
             thin_out(&mut some, sampling.random * 2, rng);
             all.append(&mut some);
             for _ in 0..sampling.random {
-                let set = rng.next() & rng.next() | rng.next() & rng.next();
+                let set = (rng.next() & rng.next()) | (rng.next() & rng.next());
                 all.push(pick(&|i| mix(set ^ i as u64) & 1 == 1));
             }
         }
@@ -515,7 +515,7 @@ fn apply(image: &MemoryStorage, op: &Op, fate: Fate) {
 /// The runs of sectors that survived.
 fn runs(fate: Fate, sectors: u64) -> Vec<Range<u64>> {
     if fate == Fate::Whole {
-        return vec![0..sectors];
+        return std::iter::once(0..sectors).collect();
     }
     let mut runs: Vec<Range<u64>> = Vec::new();
     for sector in (0..sectors).filter(|&s| fate.spares(s)) {

@@ -27,6 +27,7 @@
 pub mod corpus;
 pub mod crash;
 pub mod fault;
+pub mod fuzz;
 pub mod guest;
 pub mod hash;
 pub mod history;

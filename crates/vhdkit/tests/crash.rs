@@ -1,6 +1,12 @@
 //! The durability promise, at every point of a history: what a crash or a failing disk can leave.
 //!
 //! `VHDKIT_CRASH=thorough` looks at every subset of up to eight unflushed storage operations and takes more samples.
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::cast_possible_truncation,
+    reason = "helpers of tests: a failure is a failed test"
+)]
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;

@@ -1,5 +1,11 @@
 //! Files that are damaged or made to harm: every field of every structure at its edges, checksums put right. Opening,
 //! reading, writing and checking them ends in bounded time and memory, in data or in an error that says what is wrong.
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::cast_possible_truncation,
+    reason = "helpers of tests: a failure is a failed test"
+)]
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -174,7 +180,7 @@ fn vhdx_headers() {
         |s, at, width| little(s, vhdx::HEADERS[0] + at as u64, width),
         |s, at, width, value| {
             vhdx::edit_headers(s, |h| {
-                h[at..at + width].copy_from_slice(&value.to_le_bytes()[..width])
+                h[at..at + width].copy_from_slice(&value.to_le_bytes()[..width]);
             });
         },
     );
@@ -472,7 +478,7 @@ fn vhd_dynamic_header_and_locators() {
         for block_size in [0_u32, 0x80, 0x1234_5678] {
             let damaged = base.clone();
             vhd::edit_header(&damaged, |h| {
-                h[32..36].copy_from_slice(&block_size.to_be_bytes())
+                h[32..36].copy_from_slice(&block_size.to_be_bytes());
             });
             let found = survive(&damaged, "block size");
             assert!(
@@ -507,7 +513,7 @@ fn t20_contradictory_types_are_refused_or_read() {
         for other in 0..8_u32 {
             let storage = sample(Format::Vhd, disk_type);
             vhd::edit_footers(&storage, |f| {
-                f[60..64].copy_from_slice(&other.to_be_bytes())
+                f[60..64].copy_from_slice(&other.to_be_bytes());
             });
             survive(&storage, &format!("{} called {other}", disk_type.name()));
         }

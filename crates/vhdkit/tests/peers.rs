@@ -1,4 +1,10 @@
 //! What we write reads the same to QEMU, 7-Zip and libvhdi, each where it can be believed; what they write, to us.
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::cast_possible_truncation,
+    reason = "helpers of tests: a failure is a failed test"
+)]
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

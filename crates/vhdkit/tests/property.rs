@@ -1,4 +1,10 @@
 //! Any sequence of reads, writes, zeros, discards, flushes and reopens reads as a plain array of bytes would.
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::cast_possible_truncation,
+    reason = "helpers of tests: a failure is a failed test"
+)]
 
 use std::sync::Arc;
 

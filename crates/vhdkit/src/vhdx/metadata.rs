@@ -113,13 +113,10 @@ fn check_entry(entry: &MetadataTableEntry, region: &Region) -> Result<Item> {
     if Uuid::from(id).is_nil() {
         return Err(corrupt("a metadata item has no identifier"));
     }
-    let placed = if length == 0 {
-        offset == 0 || u64::from(offset) >= METADATA_TABLE_LENGTH as u64
-    } else {
-        u64::from(offset) >= METADATA_TABLE_LENGTH as u64
+    let placed = (offset == 0 && length == 0)
+        || (u64::from(offset) >= METADATA_TABLE_LENGTH as u64
             && u64::from(offset) + u64::from(length) <= region.length
-            && length <= MAX_METADATA_ITEM
-    };
+            && length <= MAX_METADATA_ITEM);
     if !placed {
         return Err(corrupt(format!(
             "metadata item {id:?} of {length} bytes at offset {offset} is misplaced"
