@@ -34,6 +34,7 @@ pub struct OpenOptions {
     format: Option<Format>,
     parents: Parents,
     parent_map: ParentMap,
+    direct: bool,
 }
 
 impl OpenOptions {
@@ -46,6 +47,14 @@ impl OpenOptions {
     #[must_use]
     pub fn writable(mut self, writable: bool) -> Self {
         self.writable = writable;
+        self
+    }
+
+    /// Bypasses the host's page cache where a request's offset, length and address allow it (see
+    /// [`FileStorage::with_direct_io`]).
+    #[must_use]
+    pub fn direct(mut self, direct: bool) -> Self {
+        self.direct = direct;
         self
     }
 
@@ -128,7 +137,8 @@ impl OpenOptions {
         } else {
             Access::ReadOnly
         };
-        let storage: Arc<dyn Storage> = Arc::new(FileStorage::open(path, access)?);
+        let file = FileStorage::open(path, access)?.with_direct_io(self.direct);
+        let storage: Arc<dyn Storage> = Arc::new(file);
         let format = match self.format {
             Some(format) if writable == self.writable => format,
             _ => detect_format(&*storage).at_path(path)?,
