@@ -46,7 +46,7 @@ main() {
 }
 
 title() {
-  printf '\n== %s\n' "$*"
+  printf '\n== %s (after %d s)\n' "$*" "$SECONDS"
 }
 
 fail() {

@@ -173,7 +173,7 @@ pub(crate) struct InfoArgs {
     /// The disk
     pub(crate) path: PathBuf,
 
-    /// Open all parents too and show each of them
+    /// Open all parents too and show each of them [implied by --parent]
     #[arg(long)]
     pub(crate) chain: bool,
 
@@ -315,7 +315,7 @@ pub(crate) struct CheckArgs {
     /// The disk
     pub(crate) path: PathBuf,
 
-    /// Check all parents too, and that they fit together
+    /// Check all parents too, and that they fit together [implied by --parent]
     #[arg(long)]
     pub(crate) chain: bool,
 
@@ -431,6 +431,11 @@ impl ChainArgs {
     /// How to open a disk with its parents.
     pub(crate) fn open_options(&self) -> Result<OpenOptions, Failure> {
         open_options(&self.parent, &self.parent_map)
+    }
+
+    /// True if parents were named: then they are meant to be opened.
+    pub(crate) fn names_parents(&self) -> bool {
+        !self.parent.is_empty()
     }
 
     /// The folders of `--parent-map`.

@@ -1,7 +1,7 @@
 //! Ctrl-C and SIGTERM: the first one asks a running operation to stop and leaves it the time to do so safely; the
 //! second one ends the program at once, as does the first where nothing needs to be put in order.
 
-use std::io;
+use std::io::{self, IsTerminal, Write};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
@@ -66,7 +66,13 @@ impl State {
         let running = self.lock().clone();
         match running {
             Some(observer) if !self.asked.swap(true, Ordering::AcqRel) => observer.cancel(),
-            _ => std::process::exit(i32::from(INTERRUPTED)),
+            _ => {
+                // The bar that may be there stays; what comes next begins on a line of its own.
+                if self.asked.load(Ordering::Acquire) && io::stderr().is_terminal() {
+                    let _ = io::stderr().write_all(b"\n");
+                }
+                std::process::exit(i32::from(INTERRUPTED))
+            }
         }
     }
 }

@@ -24,10 +24,14 @@
     reason = "test data is small and the target has 64 bits"
 )]
 
+pub mod corpus;
 pub mod crash;
 pub mod fault;
 pub mod guest;
+pub mod hash;
 pub mod history;
 pub mod model;
+pub mod patch;
+pub mod require;
 pub mod rng;
 pub mod variant;

@@ -46,6 +46,7 @@ impl Error {
             ErrorKind::AccessDenied => {
                 Some("check the permissions of the file and its folder".into())
             }
+            ErrorKind::WriteProtected => Some("choose a place that can be written to".into()),
             _ => None,
         };
         error.0.source = Some(source);

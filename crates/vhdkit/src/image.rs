@@ -300,7 +300,7 @@ pub struct ParentLink {
     pub identifier: Uuid,
     /// Path relative to the child's folder with Windows separators, `.\parent.vhdx`.
     pub relative_path: String,
-    /// Absolute path on this system, as text.
+    /// Absolute path as text: a Windows path if one is known, else that of this system.
     pub absolute_path: String,
     /// Last change of the parent's file, in seconds since 1970.
     pub modified: i64,

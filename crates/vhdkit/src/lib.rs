@@ -5,6 +5,7 @@
 mod block_lock;
 pub mod disk;
 pub mod error;
+mod findings;
 pub mod image;
 pub mod iso;
 mod num;

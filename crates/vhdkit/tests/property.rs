@@ -21,6 +21,7 @@ fn cases(default: u32) -> Config {
     Config {
         cases,
         failure_persistence: None,
+        max_shrink_iters: 400,
         ..Config::default()
     }
 }

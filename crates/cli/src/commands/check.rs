@@ -24,7 +24,7 @@ pub(crate) fn run(args: &CheckArgs, session: &mut Session) -> Result<u8, Failure
         worst: None,
     };
     let mut broken_chain = None;
-    if args.chain
+    if (args.chain || args.parents.names_parents())
         && let Err(error) = report.check_parents(args)
     {
         report.chain_error = Some(Description::of(&error));

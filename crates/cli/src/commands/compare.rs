@@ -37,7 +37,7 @@ pub(crate) fn run(args: &CompareArgs, session: &mut Session) -> Result<u8, Failu
         args.progress.progress,
         Some(&session.interrupt),
     )
-    .map_err(|e| stopped(e, "no difference was found until then"))?;
+    .map_err(|e| stopped(e, "the comparison was not finished"))?;
     let verdict = Verdict {
         a: text(&args.a),
         b: text(&args.b),

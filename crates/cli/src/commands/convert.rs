@@ -1,5 +1,7 @@
 //! `vhdkit convert`: any disk, its chain flattened, into a new file.
 
+use std::os::unix::fs::FileTypeExt;
+
 use serde::Serialize;
 use vhdkit::image::{DiskType, Format, IdentifierSource};
 use vhdkit::verbs::convert::{ConvertOptions, ConvertReport, convert};
@@ -71,6 +73,12 @@ impl Conversion {
     ) -> Result<Self, Failure> {
         let (source, target) = (text(&options.source), text(&options.target));
         let (format, disk_type) = (options.format, options.disk_type);
+        // A device is written in place; a file has no name until it is complete.
+        let outcome = match std::fs::metadata(&options.target) {
+            Ok(m) if m.file_type().is_block_device() => format!("{target} is only partly written"),
+            Ok(_) => format!("{target} was not replaced"),
+            Err(_) => format!("{target} was not made"),
+        };
         formats::warn_if_unlike_its_name(&options.source);
         let report = follow(
             convert(options),

@@ -17,14 +17,15 @@ use crate::{formats, size};
 
 pub(crate) fn run(args: &InfoArgs, session: &mut Session) -> Result<u8, Failure> {
     formats::warn_if_unlike_its_name(&args.path);
-    let disk = if args.chain {
+    let with_parents = args.chain || args.parents.names_parents();
+    let disk = if with_parents {
         args.parents.open_options()?.open(&args.path)?
     } else {
         open_alone(&args.path)?
     };
     let mut images: Vec<Image> = disk.layers().iter().map(Image::of).collect();
     if args.output.json {
-        let chain = args.chain.then(|| images.clone());
+        let chain = with_parents.then(|| images.clone());
         let leaf = images.swap_remove(0);
         session.out.json(&Report { leaf, chain })?;
         return Ok(DONE);
@@ -34,7 +35,7 @@ pub(crate) fn run(args: &InfoArgs, session: &mut Session) -> Result<u8, Failure>
         if i > 0 {
             session.out.line("")?;
         }
-        if args.chain && count > 1 {
+        if count > 1 {
             let place = match i {
                 0 => "the disk itself",
                 _ if i + 1 == count => "the base",

@@ -1,5 +1,9 @@
 //! convert, with its progress.
 
+use std::io::{BufRead, BufReader};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
 use serde_json::Value;
 
 use crate::support::{Folder, real_disk};
@@ -75,6 +79,58 @@ fn progress_lines_begin_pending_and_end_with_the_result() {
 }
 
 #[test]
+fn progress_is_told_also_while_nothing_moves() {
+    let folder = Folder::new();
+    folder.ok("create a.img 1M");
+    let mut child = folder
+        .command("write a.img --offset 0 --progress json")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let input = child.stdin.take().unwrap();
+    let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
+    let first = Instant::now();
+    lines.next().unwrap().unwrap();
+    let begun = Instant::now();
+    for _ in 0..5 {
+        assert!(lines.next().unwrap().unwrap().contains("\"status\":997"));
+    }
+    // Ten times a second; a busy machine is given some time.
+    assert!(first.elapsed() < Duration::from_secs(3));
+    assert!(begun.elapsed() > Duration::from_millis(350));
+    drop(input);
+    assert!(lines.last().unwrap().unwrap().contains("\"status\":0"));
+    assert!(child.wait().unwrap().success());
+}
+
+#[test]
+fn other_programs_read_what_is_made() {
+    if Command::new("qemu-img").arg("--version").output().is_err() {
+        assert!(
+            std::env::var_os("CI").is_none(),
+            "qemu-img is missing, and CI is set"
+        );
+        eprintln!("SKIPPED: needs qemu-img");
+        return;
+    }
+    let folder = Folder::new();
+    std::fs::copy(real_disk(), folder.path("a.vhd")).unwrap();
+    folder.ok("convert a.vhd a.img");
+    for (name, options, format) in [
+        ("b.vhdx", "", "vhdx"),
+        ("c.vhdx", "--type fixed", "vhdx"),
+        ("d.vhd", "", "vpc"),
+        ("e.vhd", "--type fixed", "vpc"),
+    ] {
+        folder.ok(&format!("convert a.img {name} {options}"));
+        let ran = folder.shell(&format!("qemu-img compare -f {format} -F raw {name} a.img"));
+        assert_eq!(ran.code, Some(0), "{name}: {ran:?}");
+    }
+}
+
+#[test]
 fn without_a_terminal_there_is_no_bar() {
     let folder = Folder::new();
     folder.fill("a.img", 16 << 20);
@@ -84,4 +140,23 @@ fn without_a_terminal_there_is_no_bar() {
     assert!(ran.err.ends_with("convert: 100%\n"), "{ran:?}");
     let ran = folder.run("convert a.img d.vhdx --progress none");
     assert_eq!(ran.err, "");
+}
+
+#[test]
+fn a_block_device_is_written_in_place_when_asked() {
+    let folder = Folder::new();
+    std::fs::copy(real_disk(), folder.path("a.vhd")).unwrap();
+    let script = "truncate -s 8M backing; D=$(losetup -f --show backing) || exit 99
+        trap 'losetup -d $D' EXIT
+        $V convert a.vhd $D --format raw; echo $?
+        $V convert a.vhd $D --format raw --force > /dev/null; echo $?
+        $V compare a.vhd $D > /dev/null; echo $?
+        $V convert a.vhd $D --format vhdx --force; echo $?";
+    let ran = folder.shell(script);
+    if ran.code == Some(99) {
+        eprintln!("SKIPPED: needs root and a loop device: {}", ran.err);
+        return;
+    }
+    assert_eq!(ran.out, "1\n0\n0\n1\n", "{ran:?}");
+    assert_eq!(ran.err.matches("hint: ").count(), 2, "{ran:?}");
 }

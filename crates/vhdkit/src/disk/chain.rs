@@ -80,6 +80,11 @@ impl OpenOptions {
         self
     }
 
+    /// The path that a file here has on the system that made the disks.
+    pub(crate) fn windows_path(&self, local: &Path) -> Option<String> {
+        self.parent_map.windows_path(local)
+    }
+
     /// Opens the disk.
     ///
     /// # Errors

@@ -41,6 +41,21 @@ impl ParentMap {
         }
     }
 
+    /// The path that `local` has on the system that made the disks, if one of the folders holds it.
+    pub(crate) fn windows_path(&self, local: &Path) -> Option<String> {
+        let local = std::path::absolute(local).ok()?;
+        self.0.iter().find_map(|(windows, folder)| {
+            let rest = local.strip_prefix(std::path::absolute(folder).ok()?).ok()?;
+            let names = rest.iter().map(|name| name.to_string_lossy().into_owned());
+            let path: Vec<String> = windows.iter().cloned().chain(names).collect();
+            // Of `\\server\share` only the names are kept; drives and volumes say what they are.
+            let drive = windows.first()?.ends_with(':');
+            let volume = windows.first()?.to_lowercase().starts_with("volume{");
+            let prefix = if drive || volume { "" } else { r"\\" };
+            Some(format!("{prefix}{}", path.join("\\")))
+        })
+    }
+
     fn apply(&self, windows: &str) -> Option<PathBuf> {
         let path = components(strip_extended(windows));
         let (from, to) = self.0.iter().find(|(from, _)| {
@@ -59,10 +74,8 @@ impl ParentMap {
 /// # Errors
 /// [`ErrorKind::ParentNotFound`], with the paths that were recorded and those that were tried.
 pub fn find_parent(child: &Path, reference: &ParentReference, map: &ParentMap) -> Result<PathBuf> {
-    let folder = match child.parent() {
-        Some(folder) if !folder.as_os_str().is_empty() => folder,
-        _ => Path::new("."),
-    };
+    // Empty for a child named without a folder, so that its parent is named without one, too.
+    let folder = child.parent().unwrap_or(Path::new(""));
     let mut tried: Vec<PathBuf> = Vec::new();
     let beside = reference
         .paths
@@ -167,9 +180,14 @@ fn descend(folder: &Path, parts: &[String]) -> PathBuf {
 
 fn other_case(folder: &Path, name: &str) -> Option<PathBuf> {
     let wanted = name.to_lowercase();
-    let mut found: Vec<PathBuf> = std::fs::read_dir(folder)
+    let listed = if folder.as_os_str().is_empty() {
+        Path::new(".")
+    } else {
+        folder
+    };
+    let mut found: Vec<PathBuf> = std::fs::read_dir(listed)
         .ok()?
-        .filter_map(|entry| Some(entry.ok()?.path()))
+        .filter_map(|entry| Some(folder.join(entry.ok()?.file_name())))
         .filter(|path| {
             path.file_name()
                 .and_then(|n| n.to_str())
@@ -322,6 +340,20 @@ mod tests {
         }
         let missing = find_parent(&child, &reference(&[(Relative, r".\gone.vhdx")]), &map);
         assert_eq!(missing.unwrap_err().kind(), ErrorKind::ParentNotFound);
+    }
+
+    #[test]
+    fn a_map_also_tells_what_a_local_file_is_called_on_windows() {
+        let mut map = ParentMap::new();
+        map.add(r"C:\Disks", "/mnt/disks");
+        map.add(r"\\server\share", "/mnt/share");
+        for (local, windows) in [
+            ("/mnt/disks/sub/p.vhdx", Some(r"C:\Disks\sub\p.vhdx")),
+            ("/mnt/share/p.vhdx", Some(r"\\server\share\p.vhdx")),
+            ("/elsewhere/p.vhdx", None),
+        ] {
+            assert_eq!(map.windows_path(Path::new(local)).as_deref(), windows);
+        }
     }
 
     #[test]

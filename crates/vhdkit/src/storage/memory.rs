@@ -23,7 +23,7 @@ struct State {
 }
 
 const PAGE: u64 = 4096;
-type Page = [u8; PAGE as usize];
+type Page = [u8; to_usize(PAGE)];
 
 impl MemoryStorage {
     /// An empty file.
@@ -91,7 +91,7 @@ impl State {
             let bytes = self
                 .pages
                 .entry(page)
-                .or_insert_with(|| Arc::new([0; PAGE as usize]));
+                .or_insert_with(|| Arc::new([0; to_usize(PAGE)]));
             Arc::make_mut(bytes)[within..within + n].copy_from_slice(&data[done..done + n]);
             done += n;
         }

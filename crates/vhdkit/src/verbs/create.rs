@@ -125,7 +125,11 @@ fn complete(options: &CreateOptions) -> Result<CreateParameters> {
     parameters.parent = Some(ParentLink {
         identifier,
         relative_path: relative_windows_path(&options.path, parent_path)?,
-        absolute_path: absolute(parent_path)?,
+        // Windows understands only its own absolute paths; the map knows what the parent is called there.
+        absolute_path: match options.open_parent.windows_path(parent_path) {
+            Some(path) => path,
+            None => absolute(parent_path)?,
+        },
         modified: modified(parent_path)?,
         disk_identifier: info.identifier,
     });

@@ -260,7 +260,11 @@ impl SparseBuilder {
         }
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let end = state.end;
-        let Some(entry) = state.entries.get_mut(to_usize(block)) else {
+        let Some(entry) = state
+            .entries
+            .get_mut(to_usize(block))
+            .filter(|_| block < u64::from(self.header.max_table_entries.get()))
+        else {
             return Err(Error::new(
                 ErrorKind::BeyondEnd,
                 format!("offset {offset} is past the end of the disk"),

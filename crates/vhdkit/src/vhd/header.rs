@@ -51,9 +51,9 @@ impl BlockShape {
     }
 
     /// Where a block of this shape starts (with its bitmap) that is put at or behind `end`: so that its data falls on a
-    /// multiple of 4096, for hosts and file systems with larger sectors.
+    /// multiple of 4096 (of its size if that is less), for hosts and file systems with larger sectors.
     pub(super) fn place_behind(self, end: u64) -> u64 {
-        round_up(end + self.bitmap_size, 4096) - self.bitmap_size
+        round_up(end + self.bitmap_size, self.block_size.min(4096)) - self.bitmap_size
     }
 }
 
@@ -161,15 +161,18 @@ impl SparseHeader {
 }
 
 /// The bytes at `offset`, not checked but for their place.
-pub(super) fn read_raw(storage: &dyn Storage, offset: u64, limit: u64) -> Result<Box<Header>> {
-    if offset < FOOTER_SIZE
-        || !offset.is_multiple_of(SECTOR)
-        || offset
-            .checked_add(HEADER_SIZE)
-            .is_none_or(|end| end > limit)
+fn read_raw(storage: &dyn Storage, offset: u64, limit: u64) -> Result<Box<Header>> {
+    if offset < FOOTER_SIZE || !offset.is_multiple_of(SECTOR) {
+        return Err(corrupt(format!(
+            "the footer says that the dynamic header is at {offset}, where none can be"
+        )));
+    }
+    if offset
+        .checked_add(HEADER_SIZE)
+        .is_none_or(|end| end > limit)
     {
         return Err(corrupt(format!(
-            "the footer says that the dynamic header is at {offset}, which is not a sector inside the file"
+            "the dynamic header at {offset} reaches past the end of the data at {limit}"
         )));
     }
     let mut raw = Box::new(Header::new_zeroed());

@@ -98,8 +98,8 @@ const READY: u8 = 2;
 const FAILED: u8 = 3;
 const CLOSED: u8 = 4;
 
-/// The file grows by an eighth of itself within these bounds.
-const MIN_STEP: u64 = 64 * MIB;
+/// The file grows by an eighth of itself within these bounds; in tests by little, so that it happens often.
+const MIN_STEP: u64 = if cfg!(test) { 16 << 10 } else { 64 * MIB };
 const MAX_STEP: u64 = GIB;
 
 /// Changed bitmaps beyond this many bytes are written without waiting for a flush.

@@ -6,7 +6,7 @@
 //! block                    sector bitmap | data
 //! ```
 //!
-//! [`layout`] has the bytes. `footer`, `header`, `locator` and `bat` read and check them; `bitmap` keeps the sector
+//! `layout` has the bytes. `footer`, `header`, `locator` and `bat` read and check them; `bitmap` keeps the sector
 //! bitmaps; `sparse` reads and writes blocks; `journal` decides what reaches the file in which order. [`VhdImage`]
 //! puts them together, [`VhdBuilder`] makes new files, [`check`] looks at every structure.
 

@@ -62,6 +62,8 @@ struct State {
     writer: Option<Writer>,
     /// A file length known to be durable.
     flushed_length: u64,
+    /// Pages of a damaged copy of the region table, to go with the first entry.
+    repairs: Vec<(u64, Box<[u8]>)>,
     /// The replay of this open already gave the file a new FileWriteGuid.
     file_guid_is_new: bool,
 }
@@ -85,6 +87,7 @@ impl Journal {
         file_guid_is_new: bool,
         file_length: u64,
         data_first: bool,
+        repairs: Vec<(u64, Box<[u8]>)>,
     ) -> Self {
         Self {
             modified: AtomicBool::new(false),
@@ -96,6 +99,7 @@ impl Journal {
             state: Mutex::new(State {
                 headers,
                 writer: None,
+                repairs,
                 flushed_length: file_length,
                 file_guid_is_new,
             }),
@@ -250,6 +254,7 @@ impl Journal {
             .filter_map(|&page| take_page(page))
             .collect();
         pages.reverse();
+        pages.append(&mut state.repairs);
         if state.writer.is_none() {
             // Has a barrier, after the bytes were taken.
             self.open_log(storage, state)?;

@@ -121,6 +121,24 @@ impl Regions {
     }
 }
 
+/// The pages that have to be written so that both copies are equal: none if they are. The first valid copy is right.
+pub(super) fn repair_pages(storage: &dyn Storage) -> Result<Vec<(u64, Box<[u8]>)>> {
+    let good = usize::from(read_copy(storage, 0)?.is_none());
+    let Some(table) = read_copy(storage, good)? else {
+        return Ok(Vec::new());
+    };
+    let target = REGION_TABLE_OFFSETS[1 - good];
+    let mut other = vec![0; REGION_TABLE_LENGTH];
+    storage.read_at(target, &mut other)?;
+    Ok(table
+        .chunks(4096)
+        .zip(other.chunks(4096))
+        .zip((target..).step_by(4096))
+        .filter(|((page, other), _)| page != other)
+        .map(|((page, _), offset)| (offset, page.into()))
+        .collect())
+}
+
 /// The entries of a table whose checksum was right.
 pub(super) fn entries(table: &[u8]) -> Result<Vec<Region>> {
     let (header, rest) = RegionTableHeader::ref_from_prefix(table)

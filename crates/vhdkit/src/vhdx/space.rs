@@ -179,6 +179,17 @@ impl UsedMap {
         self.end
     }
 
+    /// Bytes before the end that are not marked.
+    pub(super) fn free(&self) -> u64 {
+        let units: u64 = self
+            .pieces
+            .values()
+            .flat_map(|p| p.iter())
+            .map(|w| u64::from(w.count_ones()))
+            .sum();
+        self.end - units * ALIGNMENT
+    }
+
     /// The free ranges before the end, at most `limit` of them.
     pub(super) fn holes(&self, limit: usize) -> Vec<Span> {
         let mut holes = Vec::new();

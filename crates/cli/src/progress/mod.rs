@@ -1,22 +1,23 @@
 //! Running an operation while showing how far it is. The operation is sampled ten times a second, whatever its speed.
 
+mod bar;
+
 use std::io::{IsTerminal, Write};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::Serialize;
 use vhdkit::operation::{Observer, Operation, Progress, Status};
 use vhdkit::{Error, Result};
+
+use bar::Bar;
 
 use crate::args::ProgressChoice;
 use crate::signals::Interrupt;
 
 /// Time between two looks at the operation.
 const INTERVAL: Duration = Duration::from_millis(100);
-/// What is over sooner than this shows no bar.
-const PATIENCE: Duration = Duration::from_millis(250);
 
 /// What an operation counts.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -108,61 +109,6 @@ fn watch(show: Show, unit: Unit, observer: &Observer, interrupt: &Interrupt, ove
 trait View {
     fn pending(&mut self, name: &str, progress: Progress, stopping: bool);
     fn over(&mut self, name: &str, progress: Progress);
-}
-
-struct Bar {
-    unit: Unit,
-    since: Instant,
-    drawn: Option<ProgressBar>,
-}
-
-impl Bar {
-    fn new(unit: Unit) -> Self {
-        Self {
-            unit,
-            since: Instant::now(),
-            drawn: None,
-        }
-    }
-
-    fn make(unit: Unit, name: &str) -> ProgressBar {
-        // Not as wide as the terminal: where the terminal shows "^C" it would begin a line of its own, and the bar could not
-        // be cleared any more.
-        let template = match unit {
-            Unit::Bytes => "{msg} {percent:>3}% [{bar:28}] {binary_bytes_per_sec}, {eta} left",
-            Unit::Steps => "{msg} {percent:>3}% [{bar:28}]",
-        };
-        let style = ProgressStyle::with_template(template)
-            .unwrap_or_else(|_| ProgressStyle::default_bar())
-            .progress_chars("=> ");
-        let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr_with_hz(10));
-        bar.set_style(style);
-        bar.set_message(name.to_string());
-        bar
-    }
-}
-
-impl View for Bar {
-    fn pending(&mut self, name: &str, progress: Progress, stopping: bool) {
-        if self.drawn.is_none() && self.since.elapsed() < PATIENCE {
-            return;
-        }
-        let bar = self
-            .drawn
-            .get_or_insert_with(|| Self::make(self.unit, name));
-        if stopping {
-            bar.set_message(format!("{name} (stopping)"));
-        }
-        bar.set_length(progress.completion);
-        bar.set_position(progress.current);
-        bar.tick();
-    }
-
-    fn over(&mut self, _name: &str, _progress: Progress) {
-        if let Some(bar) = &self.drawn {
-            bar.finish_and_clear();
-        }
-    }
 }
 
 /// A line for every tenth, for logs.

@@ -1,0 +1,110 @@
+//! The progress bar of a terminal: `convert  42% [=====>      ] 1.2 GiB/s, 12s left`.
+
+use std::io;
+use std::time::{Duration, Instant};
+
+use console::Term;
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle, TermLike};
+use vhdkit::operation::Progress;
+
+use super::{Unit, View};
+
+/// What is over sooner than this shows no bar.
+const PATIENCE: Duration = Duration::from_millis(250);
+
+/// The bar. It counts from the start, so that its first rate is right, but is only drawn once it is worth it.
+pub(super) struct Bar {
+    since: Instant,
+    bar: ProgressBar,
+}
+
+impl Bar {
+    pub(super) fn new(unit: Unit) -> Self {
+        let template = match unit {
+            Unit::Bytes => "{msg} {percent:>3}% [{wide_bar}] {binary_bytes_per_sec}, {eta} left",
+            Unit::Steps => "{msg} {percent:>3}% [{wide_bar}]",
+        };
+        let style = ProgressStyle::with_template(template)
+            .unwrap_or_else(|_| ProgressStyle::default_bar())
+            .progress_chars("=> ");
+        let bar = ProgressBar::hidden();
+        bar.set_style(style);
+        Self {
+            since: Instant::now(),
+            bar,
+        }
+    }
+}
+
+impl View for Bar {
+    fn pending(&mut self, name: &str, progress: Progress, stopping: bool) {
+        if self.bar.is_hidden() && self.since.elapsed() >= PATIENCE {
+            let screen = Box::new(Screen(Term::stderr()));
+            let target = ProgressDrawTarget::term_like_with_hz(screen, 10);
+            self.bar.set_draw_target(target);
+        }
+        let asked = if stopping { " (stopping)" } else { "" };
+        let message = format!("{name}{asked}");
+        if self.bar.message() != message {
+            self.bar.set_message(message);
+        }
+        // Drawn once for both.
+        self.bar.update(|state| {
+            state.set_len(progress.completion);
+            state.set_pos(progress.current);
+        });
+    }
+
+    fn over(&mut self, _name: &str, _progress: Progress) {
+        self.bar.finish_and_clear();
+    }
+}
+
+/// The terminal without its last columns: there it shows "^C" when somebody presses it. At the very end of the line it
+/// would begin a new one, and the bar could not be cleared any more.
+#[derive(Debug)]
+struct Screen(Term);
+
+const MARGIN: u16 = 4;
+
+impl TermLike for Screen {
+    fn width(&self) -> u16 {
+        self.0.size().1.saturating_sub(MARGIN)
+    }
+
+    fn height(&self) -> u16 {
+        self.0.size().0
+    }
+
+    fn move_cursor_up(&self, n: usize) -> io::Result<()> {
+        self.0.move_cursor_up(n)
+    }
+
+    fn move_cursor_down(&self, n: usize) -> io::Result<()> {
+        self.0.move_cursor_down(n)
+    }
+
+    fn move_cursor_right(&self, n: usize) -> io::Result<()> {
+        self.0.move_cursor_right(n)
+    }
+
+    fn move_cursor_left(&self, n: usize) -> io::Result<()> {
+        self.0.move_cursor_left(n)
+    }
+
+    fn write_line(&self, s: &str) -> io::Result<()> {
+        self.0.write_line(s)
+    }
+
+    fn write_str(&self, s: &str) -> io::Result<()> {
+        self.0.write_str(s)
+    }
+
+    fn clear_line(&self) -> io::Result<()> {
+        self.0.clear_line()
+    }
+
+    fn flush(&self) -> io::Result<()> {
+        self.0.flush()
+    }
+}
