@@ -428,6 +428,44 @@ impl Storage for FileStorage {
         Ok(())
     }
 
+    fn is_bulk_direct(&self) -> bool {
+        self.direct().is_some()
+    }
+
+    fn reserve_bulk(&self, offset: u64, length: u64) -> Result<bool> {
+        // Through the page cache, and on a file system in memory, it would only be more work.
+        if length == 0 || self.block_device || self.direct().is_none() {
+            return Ok(false);
+        }
+        let flags = FallocateFlags::KEEP_SIZE;
+        match retry(|| rustix::fs::fallocate(&self.file, flags, offset, length)) {
+            Ok(()) => Ok(true),
+            // What is there may be enough for what is really written: nothing is kept of the attempt.
+            Err(Errno::NOSPC | Errno::DQUOT | Errno::FBIG) => {
+                self.release_unwritten(offset..offset + length)?;
+                Ok(false)
+            }
+            Err(e) if unsupported(e) => Ok(false),
+            Err(e) => Err(self.error("allocate space", e)),
+        }
+    }
+
+    fn release_unwritten(&self, range: Range<u64>) -> Result<()> {
+        /// Not worth a call.
+        const SMALL: u64 = 64 * 1024;
+        let mut at = range.start;
+        while at < range.end {
+            // File systems call reserved space a hole until it is written.
+            let data = self.next_data(at..range.end)?;
+            let (hole_end, next) = data.map_or((range.end, range.end), |d| (d.start, d.end));
+            if hole_end - at >= SMALL {
+                self.punch_hole(at, hole_end - at)?;
+            }
+            at = next;
+        }
+        Ok(())
+    }
+
     fn grows_with_zeros(&self) -> bool {
         !self.block_device
     }

@@ -9,7 +9,7 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
-use crate::disk::{DataLocation, VirtualDisk};
+use crate::disk::{DataLocation, DiskExtent, VirtualDisk};
 use crate::error::{Error, ErrorKind, Result};
 use crate::image::ImageBuilder;
 use crate::num::{round_down, round_up, to_usize};
@@ -17,7 +17,8 @@ use crate::operation::Monitor;
 use crate::storage::{AlignedBuffer, Storage};
 use crate::zeros::data_runs;
 
-/// What a thread copies at a time, in bytes.
+/// What a thread copies at a time, in bytes, if writing bypasses the page cache. Otherwise it is [`READ`], so that what
+/// was read is still in the processor's cache when it is written.
 const PIECE: u64 = 2 * 1024 * 1024;
 /// What is cloned at a time: more, since nothing is moved.
 const CLONE_PIECE: u64 = 64 * 1024 * 1024;
@@ -27,7 +28,10 @@ const READ: usize = 256 * 1024;
 const ZERO_GRAIN: usize = 64 * 1024;
 /// File systems share whole blocks; none has larger ones than it has pages.
 const CLONE_ALIGNMENT: u64 = 4096;
-const MAX_THREADS: usize = 4;
+/// More than there are processors, so that some write while others read.
+const THREADS: usize = 4;
+/// So many extents are remembered from the plan: some MiB at most.
+const MAX_EXTENTS: usize = 32 * 1024;
 
 /// What was done, in bytes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -38,27 +42,61 @@ pub(super) struct Copied {
     pub(super) cloned: u64,
 }
 
-/// Bytes of a range that the maps call data.
-pub(super) fn data_bytes(
-    source: &VirtualDisk,
+/// What there is to copy.
+pub(super) struct Plan {
+    /// Bytes that the maps call data.
+    pub(super) data: u64,
+    /// Blocks of the target that data falls into.
+    pub(super) blocks: u64,
     range: Range<u64>,
-    monitor: &Monitor,
-) -> Result<u64> {
-    let mut total = 0;
-    for extent in source.extents(range) {
-        let (_, extent) = extent?;
-        if extent.data.is_some() {
-            total += extent.length;
-        }
-        monitor.checkpoint()?;
-    }
-    Ok(total)
+    /// The first extents with data, last one first; what follows is looked up again.
+    extents: Vec<(u64, DataLocation, u64)>,
+    /// The end of what `extents` describes.
+    known_until: u64,
 }
 
-/// Copies the source's first `length` bytes. Progress advances by the bytes of data dealt with.
+impl Plan {
+    /// Asks the maps. `unit` is the target's block size in bytes.
+    pub(super) fn new(
+        source: &VirtualDisk,
+        range: Range<u64>,
+        unit: u64,
+        monitor: &Monitor,
+    ) -> Result<Self> {
+        let mut plan = Self {
+            data: 0,
+            blocks: 0,
+            known_until: range.start,
+            range: range.clone(),
+            extents: Vec::new(),
+        };
+        // The first block that was not counted yet.
+        let mut block = range.start / unit;
+        for extent in source.extents(range) {
+            let (offset, DiskExtent { length, data }) = extent?;
+            if let Some(data) = data {
+                plan.data += length;
+                let end = (offset + length).div_ceil(unit);
+                plan.blocks += end - block.max(offset / unit).min(end);
+                block = block.max(end);
+                if plan.extents.len() < MAX_EXTENTS {
+                    plan.extents.push((offset, data, length));
+                    plan.known_until = offset + length;
+                }
+            } else if plan.extents.len() < MAX_EXTENTS {
+                plan.known_until = offset + length;
+            }
+            monitor.checkpoint()?;
+        }
+        plan.extents.reverse();
+        Ok(plan)
+    }
+}
+
+/// Copies what was planned. Progress advances by the bytes of data dealt with.
 pub(super) fn copy(
     source: &VirtualDisk,
-    length: u64,
+    plan: Plan,
     target: &dyn ImageBuilder,
     monitor: &Monitor,
 ) -> Result<Copied> {
@@ -71,12 +109,17 @@ pub(super) fn copy(
         piece: if clone {
             CLONE_PIECE
         } else {
-            PIECE.min(target.placement_unit())
+            let piece = if target.storage().is_bulk_direct() {
+                PIECE
+            } else {
+                READ as u64
+            };
+            piece.min(target.placement_unit())
         },
         clone,
         cursor: Mutex::new(Cursor {
-            at: 0,
-            end: length,
+            at: plan.range.start,
+            plan,
             extent: None,
             ticket: 0,
         }),
@@ -87,11 +130,8 @@ pub(super) fn copy(
         copied: AtomicU64::new(0),
         cloned: AtomicU64::new(0),
     };
-    let threads = std::thread::available_parallelism()
-        .map_or(2, usize::from)
-        .clamp(2, MAX_THREADS);
     std::thread::scope(|scope| {
-        for _ in 1..if clone { 1 } else { threads } {
+        for _ in 1..if clone { 1 } else { THREADS } {
             // If no further thread can be started the present one does it all.
             let _ = std::thread::Builder::new()
                 .name("copy".into())
@@ -131,7 +171,7 @@ struct Copier<'a> {
 
 struct Cursor {
     at: u64,
-    end: u64,
+    plan: Plan,
     /// What is left of the extent at `at`.
     extent: Option<(DataLocation, u64)>,
     ticket: u64,
@@ -187,10 +227,20 @@ impl Copier<'_> {
     fn next_piece(&self) -> Result<Option<Piece>> {
         let mut cursor = lock(&self.cursor);
         while cursor.extent.is_none() {
-            if cursor.at >= cursor.end {
+            if let Some((offset, data, length)) = cursor.plan.extents.pop() {
+                cursor.at = offset;
+                cursor.extent = Some((data, length));
+                break;
+            }
+            let (at, end) = (
+                cursor.at.max(cursor.plan.known_until),
+                cursor.plan.range.end,
+            );
+            if at >= end {
                 return Ok(None);
             }
-            let extent = self.source.map(cursor.at, cursor.end - cursor.at)?;
+            cursor.at = at;
+            let extent = self.source.map(at, end - at)?;
             match extent.data {
                 Some(data) => cursor.extent = Some((data, extent.length)),
                 None => cursor.at += extent.length,
