@@ -9,7 +9,15 @@ pub(crate) fn same(original: &str, output: &str) -> Result<()> {
         return Err(format!("{output} does not read like {original}").into());
     }
     if find("qemu-img").is_some() {
-        run(&Argv::new(&["qemu-img", "compare", original, output]))?;
+        // A fixed VHD looks like a raw disk to who does not know better.
+        let format = match output.rsplit('.').next() {
+            Some("vhdx") => "vhdx",
+            Some("vhd") => "vpc",
+            _ => "raw",
+        };
+        let formats = ["-f", "raw", "-F", format];
+        let parts = [&["qemu-img", "compare"], &formats[..], &[original, output]].concat();
+        run(&Argv::new(&parts))?;
     }
     Ok(())
 }
