@@ -17,9 +17,10 @@ use crate::operation::Monitor;
 use crate::storage::{AlignedBuffer, Storage};
 use crate::zeros::data_runs;
 
-/// What a thread copies at a time, in bytes, if writing bypasses the page cache. Otherwise it is [`READ`], so that what
-/// was read is still in the processor's cache when it is written.
+/// What a thread copies at a time, in bytes, if writing bypasses the page cache.
 const PIECE: u64 = 2 * 1024 * 1024;
+/// The same if it does not: less, so that more of what was read is still in the processor's cache when it is written.
+const CACHED_PIECE: u64 = 1024 * 1024;
 /// What is cloned at a time: more, since nothing is moved.
 const CLONE_PIECE: u64 = 64 * 1024 * 1024;
 /// What is read at a time: small enough to be in the cache when it is looked at for zeros.
@@ -112,7 +113,7 @@ pub(super) fn copy(
             let piece = if target.storage().is_bulk_direct() {
                 PIECE
             } else {
-                READ as u64
+                CACHED_PIECE
             };
             piece.min(target.placement_unit())
         },
@@ -123,8 +124,8 @@ pub(super) fn copy(
             extent: None,
             ticket: 0,
         }),
-        turn: Mutex::new(0),
-        next_turn: Condvar::new(),
+        turn: Mutex::default(),
+        next_turn: Default::default(),
         failed: Mutex::new(None),
         stop: AtomicBool::new(false),
         copied: AtomicU64::new(0),
@@ -160,13 +161,21 @@ struct Copier<'a> {
     piece: u64,
     clone: bool,
     cursor: Mutex<Cursor>,
-    /// The ticket of the piece that may ask for places now.
-    turn: Mutex<u64>,
-    next_turn: Condvar,
+    turn: Mutex<Turn>,
+    /// One for each thread, by its ticket: only who is next is woken.
+    next_turn: [Condvar; THREADS],
     failed: Mutex<Option<Error>>,
     stop: AtomicBool,
     copied: AtomicU64,
     cloned: AtomicU64,
+}
+
+#[derive(Default)]
+struct Turn {
+    /// The ticket of the piece that may ask for places now.
+    ticket: u64,
+    /// Whose turn is waited for, by ticket modulo [`THREADS`]: no more tickets are out at a time.
+    waiting: [bool; THREADS],
 }
 
 struct Cursor {
@@ -219,7 +228,7 @@ impl Copier<'_> {
                 self.stop.store(true, Relaxed);
                 // Whoever waits for a turn that never comes has to look again.
                 drop(lock(&self.turn));
-                self.next_turn.notify_all();
+                self.next_turn.iter().for_each(Condvar::notify_one);
             }
         }
     }
@@ -392,21 +401,29 @@ impl Copier<'_> {
     /// Waits until every earlier piece has its places; false if the work has failed meanwhile.
     fn wait_for_turn(&self, ticket: u64) -> bool {
         let mut turn = lock(&self.turn);
-        while *turn != ticket {
+        let slot = to_usize(ticket % THREADS as u64);
+        while turn.ticket != ticket {
             if self.stop.load(Relaxed) {
                 return false;
             }
-            turn = self
-                .next_turn
+            turn.waiting[slot] = true;
+            turn = self.next_turn[slot]
                 .wait(turn)
                 .unwrap_or_else(PoisonError::into_inner);
         }
+        turn.waiting[slot] = false;
         true
     }
 
     fn pass_turn(&self) {
-        *lock(&self.turn) += 1;
-        self.next_turn.notify_all();
+        let mut turn = lock(&self.turn);
+        turn.ticket += 1;
+        let slot = to_usize(turn.ticket % THREADS as u64);
+        let waiting = turn.waiting[slot];
+        drop(turn);
+        if waiting {
+            self.next_turn[slot].notify_one();
+        }
     }
 
     fn storage_of(&self, from: DataLocation) -> Result<&dyn Storage> {
