@@ -258,6 +258,12 @@ pub trait ImageBuilder: Send + Sync {
     /// Runs handed to [`ImageBuilder::place`] must not cross a multiple of this many bytes of the virtual disk.
     fn placement_unit(&self) -> u64;
 
+    /// Tells before the first [`ImageBuilder::place`] how many blocks of [`ImageBuilder::placement_unit`] bytes will
+    /// have payload, at most: the file's space can then be reserved in large pieces.
+    fn expect_blocks(&self, count: u64) {
+        let _ = count;
+    }
+
     /// Where in the storage the run of the virtual disk starting at `offset` goes: allocates its block on the first
     /// call, and marks the run as present. Offset and length are whole sectors.
     fn place(&self, offset: u64, length: u64) -> Result<u64>;

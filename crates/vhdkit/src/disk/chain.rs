@@ -34,6 +34,7 @@ pub struct OpenOptions {
     format: Option<Format>,
     parents: Parents,
     parent_map: ParentMap,
+    direct: bool,
 }
 
 impl OpenOptions {
@@ -46,6 +47,14 @@ impl OpenOptions {
     #[must_use]
     pub fn writable(mut self, writable: bool) -> Self {
         self.writable = writable;
+        self
+    }
+
+    /// Bypasses the host's page cache where a request's offset, length and address allow it (see
+    /// [`FileStorage::with_direct_io`]).
+    #[must_use]
+    pub fn direct(mut self, direct: bool) -> Self {
+        self.direct = direct;
         self
     }
 
@@ -89,7 +98,7 @@ impl OpenOptions {
     fn open_chain(&self, path: &Path) -> Result<VirtualDisk> {
         let mut layers = Vec::new();
         let mut seen: HashMap<(u64, u64), PathBuf> = HashMap::new();
-        let (mut layer, mut info) = open_layer(path, self.format, self.writable)?;
+        let (mut layer, mut info) = open_layer(path, self.format, self.writable, self.direct)?;
         seen.extend(file_id(path).map(|id| (id, path.to_path_buf())));
         loop {
             let depth = layers.len();
@@ -118,7 +127,7 @@ impl OpenOptions {
                 }
                 seen.insert(id, parent.clone());
             }
-            let (next, next_info) = open_layer(&parent, None, false)
+            let (next, next_info) = open_layer(&parent, None, false, self.direct)
                 .map_err(|e| in_parent(&e, &child_path, &parent))?;
             verify(&info, &child_path, &next_info, &parent)?;
             (layer, info) = (next, next_info);
@@ -127,13 +136,19 @@ impl OpenOptions {
     }
 }
 
-fn open_layer(path: &Path, format: Option<Format>, writable: bool) -> Result<(Layer, ImageInfo)> {
+fn open_layer(
+    path: &Path,
+    format: Option<Format>,
+    writable: bool,
+    direct: bool,
+) -> Result<(Layer, ImageInfo)> {
     let access = if writable {
         Access::ReadWrite
     } else {
         Access::ReadOnly
     };
-    let storage: Arc<dyn Storage> = Arc::new(FileStorage::open(path, access)?);
+    let file = FileStorage::open(path, access)?.with_direct_io(direct);
+    let storage: Arc<dyn Storage> = Arc::new(file);
     let format = match format {
         Some(format) => format,
         None => detect_format(&*storage).at_path(path)?,

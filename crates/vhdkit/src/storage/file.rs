@@ -6,8 +6,8 @@ use std::ops::Range;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::{OnceLock, PoisonError, RwLock};
 
 use rustix::fs::{FallocateFlags, SeekFrom};
 use rustix::io::Errno;
@@ -35,7 +35,12 @@ pub struct FileStorage {
     path: PathBuf,
     access: Access,
     block_device: bool,
-    /// A second descriptor of the same file, opened for direct I/O on the first bulk write; `None` if the file system
+    /// Reads and writes bypass the page cache where their alignment allows it.
+    bypass: bool,
+    /// With `bypass`: shared by direct writes, held alone by others, which change part of a page that a direct write
+    /// at the same time could be about to replace.
+    pages: RwLock<()>,
+    /// A second descriptor of the same file, opened for direct I/O when it is first needed; `None` if the file system
     /// has no direct I/O.
     direct: OnceLock<Option<File>>,
     no_holes: AtomicBool,
@@ -92,11 +97,22 @@ impl FileStorage {
             path: path.to_path_buf(),
             access,
             block_device,
+            bypass: false,
+            pages: RwLock::new(()),
             direct: OnceLock::new(),
             no_holes: AtomicBool::new(false),
             no_clone: AtomicBool::new(false),
             _lock: lock,
         })
+    }
+
+    /// Lets reads and writes bypass the page cache (direct I/O) when offset, length and address of the buffer are
+    /// multiples of [`AlignedBuffer::ALIGNMENT`]; others, and file systems without direct I/O, go through the cache as
+    /// before. For guests that have a cache of their own. What `flush` promises does not change.
+    #[must_use]
+    pub fn with_direct_io(mut self, direct: bool) -> Self {
+        self.bypass = direct;
+        self
     }
 
     /// What it was opened for.
@@ -167,12 +183,20 @@ impl FileStorage {
                 let flags = rustix::fs::OFlags::DIRECT.bits().cast_signed();
                 let by_number = format!("/proc/self/fd/{}", self.file.as_raw_fd());
                 OpenOptions::new()
-                    .write(true)
+                    .read(true)
+                    .write(self.access == Access::ReadWrite)
                     .custom_flags(flags)
                     .open(by_number)
                     .ok()
             })
             .as_ref()
+    }
+
+    /// The descriptor for direct I/O, if this request is to use it.
+    fn bypassing(&self, offset: u64, bytes: &[u8]) -> Option<&File> {
+        (self.bypass && !bytes.is_empty() && is_aligned(offset, bytes))
+            .then(|| self.direct())
+            .flatten()
     }
 }
 
@@ -186,6 +210,12 @@ impl Drop for FileStorage {
 
 impl Storage for FileStorage {
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
+        if let Some(direct) = self.bypassing(offset, buf)
+            && direct.read_exact_at(buf, offset).is_ok()
+        {
+            return Ok(());
+        }
+        // What failed above fails here too, or was refused for its shape.
         match self.file.read_exact_at(buf, offset) {
             Ok(()) => Ok(()),
             Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => {
@@ -201,9 +231,20 @@ impl Storage for FileStorage {
     }
 
     fn write_at(&self, offset: u64, data: &[u8]) -> Result<()> {
-        self.file
-            .write_all_at(data, offset)
-            .map_err(|e| self.error("write", e))
+        let written = if !self.bypass {
+            self.file.write_all_at(data, offset)
+        } else if let Some(direct) = self.bypassing(offset, data) {
+            let _shared = self.pages.read().unwrap_or_else(PoisonError::into_inner);
+            match direct.write_all_at(data, offset) {
+                // Refused for its shape: a device with larger sectors.
+                Err(e) if is_invalid(&e) => self.file.write_all_at(data, offset),
+                other => other,
+            }
+        } else {
+            let _alone = self.pages.write().unwrap_or_else(PoisonError::into_inner);
+            self.file.write_all_at(data, offset)
+        };
+        written.map_err(|e| self.error("write", e))
     }
 
     fn flush(&self) -> Result<()> {
@@ -377,24 +418,58 @@ impl Storage for FileStorage {
     }
 
     fn write_bulk(&self, offset: u64, data: &[u8]) -> Result<()> {
-        const MASK: usize = AlignedBuffer::ALIGNMENT - 1;
-        let aligned = data.as_ptr().align_offset(AlignedBuffer::ALIGNMENT) == 0
-            && data.len() & MASK == 0
-            && offset & MASK as u64 == 0;
-        if aligned
+        if is_aligned(offset, data)
             && data.len() >= 256 * 1024
             && let Some(direct) = self.direct()
         {
             match direct.write_all_at(data, offset) {
                 Ok(()) => return Ok(()),
                 // Refused for its shape (a device with larger sectors): the page cache takes anything.
-                Err(e) if e.raw_os_error() == Some(Errno::INVAL.raw_os_error()) => {}
+                Err(e) if is_invalid(&e) => {}
                 Err(e) => return Err(self.error("write", e)),
             }
         }
         // Requests beyond 256 KiB make the page cache take its slow path for very large folios.
         for (i, part) in data.chunks(256 * 1024).enumerate() {
             self.write_at(offset + (i as u64) * 256 * 1024, part)?;
+        }
+        Ok(())
+    }
+
+    fn is_bulk_direct(&self) -> bool {
+        self.direct().is_some()
+    }
+
+    fn reserve_bulk(&self, offset: u64, length: u64) -> Result<bool> {
+        // Through the page cache, and on a file system in memory, it would only be more work.
+        if length == 0 || self.block_device || self.direct().is_none() {
+            return Ok(false);
+        }
+        let flags = FallocateFlags::KEEP_SIZE;
+        match retry(|| rustix::fs::fallocate(&self.file, flags, offset, length)) {
+            Ok(()) => Ok(true),
+            // What is there may be enough for what is really written: nothing is kept of the attempt.
+            Err(Errno::NOSPC | Errno::DQUOT | Errno::FBIG) => {
+                self.release_unwritten(offset..offset + length)?;
+                Ok(false)
+            }
+            Err(e) if unsupported(e) => Ok(false),
+            Err(e) => Err(self.error("allocate space", e)),
+        }
+    }
+
+    fn release_unwritten(&self, range: Range<u64>) -> Result<()> {
+        /// Not worth a call.
+        const SMALL: u64 = 64 * 1024;
+        let mut at = range.start;
+        while at < range.end {
+            // File systems call reserved space a hole until it is written.
+            let data = self.next_data(at..range.end)?;
+            let (hole_end, next) = data.map_or((range.end, range.end), |d| (d.start, d.end));
+            if hole_end - at >= SMALL {
+                self.punch_hole(at, hole_end - at)?;
+            }
+            at = next;
         }
         Ok(())
     }
@@ -439,6 +514,18 @@ fn open_error(path: &Path, error: io::Error) -> Error {
     Error::new(kind, reason).with_path(path).with_hint(hint)
 }
 
+/// True if direct I/O accepts the request.
+fn is_aligned(offset: u64, bytes: &[u8]) -> bool {
+    const MASK: usize = AlignedBuffer::ALIGNMENT - 1;
+    bytes.as_ptr().align_offset(AlignedBuffer::ALIGNMENT) == 0
+        && bytes.len() & MASK == 0
+        && offset & MASK as u64 == 0
+}
+
+fn is_invalid(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(Errno::INVAL.raw_os_error())
+}
+
 fn unsupported(error: Errno) -> bool {
     matches!(
         error,
@@ -476,5 +563,65 @@ mod tests {
         drop(storage);
         FileStorage::open(&path, Access::ReadWrite).unwrap();
         drop(inherited);
+    }
+
+    const PAGE: usize = AlignedBuffer::ALIGNMENT;
+
+    /// In the folder of the tests' programs: more likely than others on a disk.
+    fn storage(name: &str) -> FileStorage {
+        let folder = std::env::current_exe().unwrap();
+        let path = folder.with_file_name(format!("{name}-{}", std::process::id()));
+        let storage = FileStorage::from_file(
+            OpenOptions::new()
+                .read(true)
+                .write(true)
+                .create_new(true)
+                .open(&path)
+                .unwrap(),
+            &path,
+            Access::ReadWrite,
+        );
+        std::fs::remove_file(path).unwrap();
+        storage.unwrap().with_direct_io(true)
+    }
+
+    #[test]
+    fn direct_and_cached_requests_see_each_other() {
+        let storage = storage("mixed");
+        let mut page = AlignedBuffer::new(PAGE);
+        page.fill(7);
+        storage.set_len(10 * PAGE as u64 + 512).unwrap();
+        storage.write_at(PAGE as u64, &page).unwrap();
+        storage.write_at(PAGE as u64 + 100, b"cached").unwrap();
+        page.fill(0);
+        storage.read_at(PAGE as u64, &mut page).unwrap();
+        assert_eq!(&page[99..107], b"\x07cached\x07");
+        page.fill(8);
+        storage.write_at(PAGE as u64, &page).unwrap();
+        let mut few = [0; 3];
+        storage.read_at(PAGE as u64 + 101, &mut few).unwrap();
+        assert_eq!(few, [8; 3]);
+        // The last page ends with the file in its middle.
+        assert!(storage.read_at(10 * PAGE as u64, &mut page).is_err());
+        storage.read_at(10 * PAGE as u64, &mut page[..512]).unwrap();
+        assert_eq!(page[..512], [0; 512]);
+        storage.flush().unwrap();
+    }
+
+    #[test]
+    fn a_part_of_a_page_never_brings_back_what_a_direct_write_replaced() {
+        let storage = storage("raced");
+        storage.set_len(PAGE as u64).unwrap();
+        let mut page = AlignedBuffer::new(PAGE);
+        for round in 1..=200_u8 {
+            page.fill(round);
+            std::thread::scope(|scope| {
+                scope.spawn(|| storage.write_at(0, &[round; 512]).unwrap());
+                storage.write_at(0, &page).unwrap();
+            });
+            let mut found = AlignedBuffer::new(PAGE);
+            storage.read_at(0, &mut found).unwrap();
+            assert!(found.iter().all(|&byte| byte == round), "round {round}");
+        }
     }
 }

@@ -130,6 +130,24 @@ pub trait Storage: Send + Sync {
         self.write_at(offset, data)
     }
 
+    /// True if [`Storage::write_bulk`] bypasses the page cache: then large pieces are good, and several at a time.
+    fn is_bulk_direct(&self) -> bool {
+        false
+    }
+
+    /// Reserves space for writes by [`Storage::write_bulk`] where that makes them faster; `false` if it does not, or
+    /// there is not enough space. Contents do not change; the range lies inside the file.
+    fn reserve_bulk(&self, offset: u64, length: u64) -> Result<bool> {
+        let _ = (offset, length);
+        Ok(false)
+    }
+
+    /// Gives back what [`Storage::reserve_bulk`] reserved in a range and nobody has written to.
+    fn release_unwritten(&self, range: Range<u64>) -> Result<()> {
+        let _ = range;
+        Ok(())
+    }
+
     /// True if bytes past the end of the file, once the file is made longer, are zeros even after a crash. Block
     /// devices cannot promise that, nor be made longer.
     fn grows_with_zeros(&self) -> bool {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use uuid::Uuid;
 
-use super::copy::{Copied, copy, data_bytes};
+use super::copy::{Copied, Plan, copy};
 use crate::disk::{OpenOptions, VirtualDisk};
 use crate::error::{Context, Error, ErrorKind, Result};
 use crate::image::{CreateParameters, DiskType, Format, IdentifierSource, ImageInfo};
@@ -99,9 +99,10 @@ fn fill(
 ) -> Result<ConvertReport> {
     let builder = super::new_builder(target.storage(), parameters)?;
     let size = source.virtual_size();
-    let data = data_bytes(source, 0..size, monitor)?;
-    monitor.set_completion(data);
-    let Copied { copied, cloned } = copy(source, size, &*builder, monitor)?;
+    let plan = Plan::new(source, 0..size, builder.placement_unit(), monitor)?;
+    monitor.set_completion(plan.data);
+    builder.expect_blocks(plan.blocks);
+    let Copied { copied, cloned } = copy(source, plan, &*builder, monitor)?;
     monitor.checkpoint()?;
     builder.finish()?;
     Ok(ConvertReport {

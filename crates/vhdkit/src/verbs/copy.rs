@@ -9,7 +9,7 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
-use crate::disk::{DataLocation, VirtualDisk};
+use crate::disk::{DataLocation, DiskExtent, VirtualDisk};
 use crate::error::{Error, ErrorKind, Result};
 use crate::image::ImageBuilder;
 use crate::num::{round_down, round_up, to_usize};
@@ -17,8 +17,10 @@ use crate::operation::Monitor;
 use crate::storage::{AlignedBuffer, Storage};
 use crate::zeros::data_runs;
 
-/// What a thread copies at a time, in bytes.
+/// What a thread copies at a time, in bytes, if writing bypasses the page cache.
 const PIECE: u64 = 2 * 1024 * 1024;
+/// The same if it does not: less, so that more of what was read is still in the processor's cache when it is written.
+const CACHED_PIECE: u64 = 1024 * 1024;
 /// What is cloned at a time: more, since nothing is moved.
 const CLONE_PIECE: u64 = 64 * 1024 * 1024;
 /// What is read at a time: small enough to be in the cache when it is looked at for zeros.
@@ -27,7 +29,10 @@ const READ: usize = 256 * 1024;
 const ZERO_GRAIN: usize = 64 * 1024;
 /// File systems share whole blocks; none has larger ones than it has pages.
 const CLONE_ALIGNMENT: u64 = 4096;
-const MAX_THREADS: usize = 4;
+/// More than there are processors, so that some write while others read.
+const THREADS: usize = 4;
+/// So many extents are remembered from the plan: some MiB at most.
+const MAX_EXTENTS: usize = 32 * 1024;
 
 /// What was done, in bytes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -38,27 +43,61 @@ pub(super) struct Copied {
     pub(super) cloned: u64,
 }
 
-/// Bytes of a range that the maps call data.
-pub(super) fn data_bytes(
-    source: &VirtualDisk,
+/// What there is to copy.
+pub(super) struct Plan {
+    /// Bytes that the maps call data.
+    pub(super) data: u64,
+    /// Blocks of the target that data falls into.
+    pub(super) blocks: u64,
     range: Range<u64>,
-    monitor: &Monitor,
-) -> Result<u64> {
-    let mut total = 0;
-    for extent in source.extents(range) {
-        let (_, extent) = extent?;
-        if extent.data.is_some() {
-            total += extent.length;
-        }
-        monitor.checkpoint()?;
-    }
-    Ok(total)
+    /// The first extents with data, last one first; what follows is looked up again.
+    extents: Vec<(u64, DataLocation, u64)>,
+    /// The end of what `extents` describes.
+    known_until: u64,
 }
 
-/// Copies the source's first `length` bytes. Progress advances by the bytes of data dealt with.
+impl Plan {
+    /// Asks the maps. `unit` is the target's block size in bytes.
+    pub(super) fn new(
+        source: &VirtualDisk,
+        range: Range<u64>,
+        unit: u64,
+        monitor: &Monitor,
+    ) -> Result<Self> {
+        let mut plan = Self {
+            data: 0,
+            blocks: 0,
+            known_until: range.start,
+            range: range.clone(),
+            extents: Vec::new(),
+        };
+        // The first block that was not counted yet.
+        let mut block = range.start / unit;
+        for extent in source.extents(range) {
+            let (offset, DiskExtent { length, data }) = extent?;
+            if let Some(data) = data {
+                plan.data += length;
+                let end = (offset + length).div_ceil(unit);
+                plan.blocks += end - block.max(offset / unit).min(end);
+                block = block.max(end);
+                if plan.extents.len() < MAX_EXTENTS {
+                    plan.extents.push((offset, data, length));
+                    plan.known_until = offset + length;
+                }
+            } else if plan.extents.len() < MAX_EXTENTS {
+                plan.known_until = offset + length;
+            }
+            monitor.checkpoint()?;
+        }
+        plan.extents.reverse();
+        Ok(plan)
+    }
+}
+
+/// Copies what was planned. Progress advances by the bytes of data dealt with.
 pub(super) fn copy(
     source: &VirtualDisk,
-    length: u64,
+    plan: Plan,
     target: &dyn ImageBuilder,
     monitor: &Monitor,
 ) -> Result<Copied> {
@@ -71,27 +110,29 @@ pub(super) fn copy(
         piece: if clone {
             CLONE_PIECE
         } else {
-            PIECE.min(target.placement_unit())
+            let piece = if target.storage().is_bulk_direct() {
+                PIECE
+            } else {
+                CACHED_PIECE
+            };
+            piece.min(target.placement_unit())
         },
         clone,
         cursor: Mutex::new(Cursor {
-            at: 0,
-            end: length,
+            at: plan.range.start,
+            plan,
             extent: None,
             ticket: 0,
         }),
-        turn: Mutex::new(0),
-        next_turn: Condvar::new(),
+        turn: Mutex::default(),
+        next_turn: Default::default(),
         failed: Mutex::new(None),
         stop: AtomicBool::new(false),
         copied: AtomicU64::new(0),
         cloned: AtomicU64::new(0),
     };
-    let threads = std::thread::available_parallelism()
-        .map_or(2, usize::from)
-        .clamp(2, MAX_THREADS);
     std::thread::scope(|scope| {
-        for _ in 1..if clone { 1 } else { threads } {
+        for _ in 1..if clone { 1 } else { THREADS } {
             // If no further thread can be started the present one does it all.
             let _ = std::thread::Builder::new()
                 .name("copy".into())
@@ -120,18 +161,26 @@ struct Copier<'a> {
     piece: u64,
     clone: bool,
     cursor: Mutex<Cursor>,
-    /// The ticket of the piece that may ask for places now.
-    turn: Mutex<u64>,
-    next_turn: Condvar,
+    turn: Mutex<Turn>,
+    /// One for each thread, by its ticket: only who is next is woken.
+    next_turn: [Condvar; THREADS],
     failed: Mutex<Option<Error>>,
     stop: AtomicBool,
     copied: AtomicU64,
     cloned: AtomicU64,
 }
 
+#[derive(Default)]
+struct Turn {
+    /// The ticket of the piece that may ask for places now.
+    ticket: u64,
+    /// Whose turn is waited for, by ticket modulo [`THREADS`]: no more tickets are out at a time.
+    waiting: [bool; THREADS],
+}
+
 struct Cursor {
     at: u64,
-    end: u64,
+    plan: Plan,
     /// What is left of the extent at `at`.
     extent: Option<(DataLocation, u64)>,
     ticket: u64,
@@ -179,7 +228,7 @@ impl Copier<'_> {
                 self.stop.store(true, Relaxed);
                 // Whoever waits for a turn that never comes has to look again.
                 drop(lock(&self.turn));
-                self.next_turn.notify_all();
+                self.next_turn.iter().for_each(Condvar::notify_one);
             }
         }
     }
@@ -187,10 +236,20 @@ impl Copier<'_> {
     fn next_piece(&self) -> Result<Option<Piece>> {
         let mut cursor = lock(&self.cursor);
         while cursor.extent.is_none() {
-            if cursor.at >= cursor.end {
+            if let Some((offset, data, length)) = cursor.plan.extents.pop() {
+                cursor.at = offset;
+                cursor.extent = Some((data, length));
+                break;
+            }
+            let (at, end) = (
+                cursor.at.max(cursor.plan.known_until),
+                cursor.plan.range.end,
+            );
+            if at >= end {
                 return Ok(None);
             }
-            let extent = self.source.map(cursor.at, cursor.end - cursor.at)?;
+            cursor.at = at;
+            let extent = self.source.map(at, end - at)?;
             match extent.data {
                 Some(data) => cursor.extent = Some((data, extent.length)),
                 None => cursor.at += extent.length,
@@ -342,21 +401,29 @@ impl Copier<'_> {
     /// Waits until every earlier piece has its places; false if the work has failed meanwhile.
     fn wait_for_turn(&self, ticket: u64) -> bool {
         let mut turn = lock(&self.turn);
-        while *turn != ticket {
+        let slot = to_usize(ticket % THREADS as u64);
+        while turn.ticket != ticket {
             if self.stop.load(Relaxed) {
                 return false;
             }
-            turn = self
-                .next_turn
+            turn.waiting[slot] = true;
+            turn = self.next_turn[slot]
                 .wait(turn)
                 .unwrap_or_else(PoisonError::into_inner);
         }
+        turn.waiting[slot] = false;
         true
     }
 
     fn pass_turn(&self) {
-        *lock(&self.turn) += 1;
-        self.next_turn.notify_all();
+        let mut turn = lock(&self.turn);
+        turn.ticket += 1;
+        let slot = to_usize(turn.ticket % THREADS as u64);
+        let waiting = turn.waiting[slot];
+        drop(turn);
+        if waiting {
+            self.next_turn[slot].notify_one();
+        }
     }
 
     fn storage_of(&self, from: DataLocation) -> Result<&dyn Storage> {

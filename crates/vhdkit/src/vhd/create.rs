@@ -1,6 +1,7 @@
 //! [`VhdBuilder`]: new VHD files.
 
 use std::collections::HashMap;
+use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use zerocopy::{FromZeros, IntoBytes};
@@ -31,6 +32,9 @@ const LOCATOR_ROOM: u64 = 4096;
 /// Where the BAT of new files is: behind the footer's copy and the header.
 const TABLE_OFFSET: u64 = FOOTER_SIZE + HEADER_SIZE;
 
+/// If it is known how long the file will become it is made longer in such steps, with the space reserved.
+const RESERVE: u64 = GIB;
+
 /// Makes a VHD file: payload first, tables at the end, footers last.
 ///
 /// The disk has exactly the size that was asked for: it is not rounded to a geometry.
@@ -55,6 +59,10 @@ struct State {
     /// Of blocks of a differencing disk that are here in part.
     bitmaps: HashMap<u64, SectorBitmap>,
     end: u64,
+    /// Where the file is expected to end.
+    expected_end: u64,
+    /// What was reserved ahead of its use.
+    reserved: Range<u64>,
 }
 
 impl VhdBuilder {
@@ -240,11 +248,20 @@ impl SparseBuilder {
                 entries: vec![UNALLOCATED; to_usize(round_up(blocks, PER_SECTOR))],
                 bitmaps: HashMap::new(),
                 end,
+                expected_end: end,
+                reserved: end..end,
             }),
         })
     }
 
-    fn place(&self, offset: u64, length: u64) -> Result<u64> {
+    fn expect_blocks(&self, count: u64) {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let first = self.shape.place_behind(state.end);
+        let stride = self.shape.place_behind(first + self.shape.total()) - first;
+        state.expected_end = first.saturating_add(count.saturating_mul(stride));
+    }
+
+    fn place(&self, storage: &dyn Storage, offset: u64, length: u64) -> Result<u64> {
         let (block, within) = (
             offset / self.shape.block_size,
             offset % self.shape.block_size,
@@ -286,6 +303,17 @@ impl SparseBuilder {
         let at = u64::from(*entry) * SECTOR;
         if is_new {
             state.end = at + self.shape.total();
+            if state.end > state.reserved.end && state.end <= state.expected_end {
+                let (from, to) = (
+                    state.reserved.end,
+                    state.expected_end.min(state.end + RESERVE),
+                );
+                // Not asked again if it is of no use here.
+                state.reserved.end = to;
+                if storage.set_len(to).is_ok() {
+                    storage.reserve_bulk(from, to - from)?;
+                }
+            }
             if self.differencing {
                 let bitmap = SectorBitmap::empty(self.shape.bitmap_size);
                 state.bitmaps.insert(block, bitmap);
@@ -304,6 +332,9 @@ impl SparseBuilder {
     /// Writes everything but the footers; returns where the one at the end goes.
     fn write_tables(&self, storage: &dyn Storage) -> Result<u64> {
         let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        if !state.reserved.is_empty() {
+            storage.release_unwritten(state.reserved.start..state.reserved.end.min(state.end))?;
+        }
         let full = vec![0xFF; to_usize(self.shape.bitmap_size)];
         for (block, &entry) in (0..).zip(&state.entries) {
             if entry != UNALLOCATED {
@@ -340,9 +371,15 @@ impl ImageBuilder for VhdBuilder {
         }
     }
 
+    fn expect_blocks(&self, count: u64) {
+        if let Some(sparse) = &self.sparse {
+            sparse.expect_blocks(count);
+        }
+    }
+
     fn place(&self, offset: u64, length: u64) -> Result<u64> {
         match &self.sparse {
-            Some(sparse) => sparse.place(offset, length),
+            Some(sparse) => sparse.place(&*self.storage, offset, length),
             None => Ok(offset),
         }
     }

@@ -1,5 +1,6 @@
 //! A new VHDX file: payload first, then metadata, the signature last (format sheet 7).
 
+use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use uuid::Uuid;
@@ -27,6 +28,8 @@ const METADATA_LENGTH: u64 = MIB;
 const BAT_OFFSET: u64 = 3 * MIB;
 /// The file is made longer in such steps while payload is placed.
 const GROWTH: u64 = 256 * MIB;
+/// If it is known how long it will become: in such steps, with the space reserved.
+const RESERVE: u64 = 1024 * MIB;
 
 /// See the module.
 pub struct VhdxBuilder {
@@ -45,6 +48,10 @@ struct Blocks {
     pages: std::collections::BTreeMap<u64, Box<[u64]>>,
     next: u64,
     file_length: u64,
+    /// Where the file is expected to end.
+    expected_end: u64,
+    /// What was reserved ahead of its use.
+    reserved: Option<Range<u64>>,
 }
 
 impl VhdxBuilder {
@@ -107,6 +114,8 @@ impl VhdxBuilder {
                 pages: std::collections::BTreeMap::new(),
                 next: start,
                 file_length: start,
+                expected_end: start,
+                reserved: None,
             }),
             storage,
         };
@@ -140,6 +149,23 @@ impl VhdxBuilder {
         }
         blocks.next = start + length;
         blocks.file_length = blocks.next;
+        Ok(())
+    }
+
+    /// Makes the file long enough for what was just placed, and for more.
+    fn grow(&self, blocks: &mut Blocks) -> Result<()> {
+        let old = blocks.file_length;
+        if blocks.expected_end < blocks.next {
+            let longer = round_up(blocks.next, GROWTH);
+            blocks.file_length = grow(&*self.storage, longer, blocks.next)?;
+            return Ok(());
+        }
+        let longer = blocks.expected_end.min(blocks.next + RESERVE);
+        blocks.file_length = grow(&*self.storage, longer, blocks.next)?;
+        if self.storage.reserve_bulk(old, blocks.file_length - old)? {
+            let start = blocks.reserved.as_ref().map_or(old, |range| range.start);
+            blocks.reserved = Some(start..blocks.file_length);
+        }
         Ok(())
     }
 
@@ -237,6 +263,14 @@ impl ImageBuilder for VhdxBuilder {
         }
     }
 
+    fn expect_blocks(&self, count: u64) {
+        if !self.fixed {
+            let mut blocks = self.lock();
+            let payload = count.saturating_mul(self.geometry.block_size);
+            blocks.expected_end = blocks.next.saturating_add(payload);
+        }
+    }
+
     fn place(&self, offset: u64, length: u64) -> Result<u64> {
         debug_assert!(offset + length <= self.geometry.virtual_size);
         let size = self.geometry.block_size;
@@ -256,8 +290,7 @@ impl ImageBuilder for VhdxBuilder {
         let at = blocks.next;
         blocks.next += size;
         if blocks.next > blocks.file_length {
-            let longer = round_up(blocks.next, GROWTH);
-            blocks.file_length = grow(&*self.storage, longer, blocks.next)?;
+            self.grow(&mut blocks)?;
         }
         blocks.set(index, bat::entry(bat::PRESENT, at));
         Ok(at + within)
@@ -265,6 +298,10 @@ impl ImageBuilder for VhdxBuilder {
 
     fn finish(&self) -> Result<()> {
         let mut blocks = self.lock();
+        if let Some(reserved) = blocks.reserved.take() {
+            self.storage
+                .release_unwritten(reserved.start..reserved.end.min(blocks.next))?;
+        }
         self.write_metadata(&blocks)?;
         if blocks.file_length != blocks.next {
             self.storage.set_len(blocks.next)?;

@@ -1,0 +1,173 @@
+//! Gates: counts that do not depend on how busy the machine is.
+
+use crate::Result;
+use crate::images::{self, Kind};
+use crate::process::{Argv, find, run};
+use crate::scratch::Scratch;
+use crate::trace::{Trace, trace};
+
+const MIB: u64 = 1 << 20;
+
+/// What was counted against what is allowed.
+struct Gate {
+    what: String,
+    measured: f64,
+    allowed: f64,
+}
+
+/// Checks all gates; false if one does not hold.
+pub(crate) fn run_all(scratch: &Scratch, vhdkit: &str) -> Result<bool> {
+    if find("strace").is_none() {
+        return if std::env::var("CI").is_ok_and(|value| value == "true") {
+            Err("the gates count with strace, which is not installed".into())
+        } else {
+            println!("gates skipped: they count with strace, which is not installed");
+            Ok(true)
+        };
+    }
+    let mut gates = Vec::new();
+    // Both have around 256 MiB of data; in the second one something begins or ends every few MiB.
+    for (kind, size, calls) in [(Kind::Sp25, 1024 * MIB, 12.0), (Kind::Fs, 256 * MIB, 20.0)] {
+        conversions(scratch, vhdkit, (kind, size, calls), &mut gates)?;
+    }
+    flushes(scratch, vhdkit, &mut gates)?;
+    first_touch(scratch, vhdkit, &mut gates)?;
+    information(scratch, vhdkit, &mut gates)?;
+    let mut held = true;
+    for gate in &gates {
+        let holds = gate.measured <= gate.allowed;
+        held &= holds;
+        println!(
+            "{:4} {:60} {:10.3} (at most {})",
+            if holds { "ok" } else { "FAIL" },
+            gate.what,
+            gate.measured,
+            gate.allowed
+        );
+    }
+    Ok(held)
+}
+
+fn conversions(
+    scratch: &Scratch,
+    vhdkit: &str,
+    (kind, size, calls): (Kind, u64, f64),
+    gates: &mut Vec<Gate>,
+) -> Result<()> {
+    let raw = scratch.in_memory(&format!("gate-{}.raw", kind.name()));
+    let payload = images::make(&raw, kind, size)?;
+    // Each target is the next one's source.
+    let mut source = raw.clone();
+    for to in ["vhdx", "vhd", "raw"] {
+        for folder in [&scratch.disk, &scratch.memory] {
+            let regime = if folder == &scratch.disk { "D" } else { "M" };
+            let output = folder
+                .join(format!("gate-out.{to}"))
+                .to_string_lossy()
+                .into_owned();
+            let convert = Argv::new(&[vhdkit, "convert", &source, &output, "--force"]);
+            let memory = run(&convert)?.memory;
+            let traced = trace(&convert)?;
+            crate::verify::same(&raw, &output)?;
+            let name = |what: &str| format!("{what}, {} to {to} ({regime})", kind.name());
+            gates.push(gate(name("fdatasync"), traced.count("fdatasync"), 4.0));
+            gates.push(Gate {
+                what: name("bytes written / payload"),
+                measured: ratio(traced.bytes_written, payload),
+                allowed: 1.01,
+            });
+            gates.push(Gate {
+                what: name("system calls per MiB"),
+                measured: ratio(traced.total() * MIB, payload),
+                allowed: calls,
+            });
+            gates.push(Gate {
+                what: name("memory in MiB"),
+                measured: ratio(memory, MIB),
+                allowed: 64.0,
+            });
+            if regime == "M" {
+                source = output;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The steady state: what fifty more flushes cost.
+fn flushes(scratch: &Scratch, vhdkit: &str, gates: &mut Vec<Gate>) -> Result<()> {
+    // Between two growths of a VHD file, which cost one more each.
+    const FEW: u64 = 35;
+    const MANY: u64 = 60;
+    for format in ["vhdx", "vhd"] {
+        let image = scratch.on_disk(&format!("gate-flush.{format}"));
+        let count = |commits: u64| -> Result<Trace> {
+            run(&Argv::new(&[vhdkit, "create", &image, "8G", "--force"]))?;
+            trace(&crate::worker(&["commits", &image, &commits.to_string()])?)
+        };
+        let (few, many) = (count(FEW)?, count(MANY)?);
+        let per_flush =
+            |of: fn(&Trace) -> u64| ratio(of(&many) - of(&few).min(of(&many)), MANY - FEW);
+        gates.push(Gate {
+            what: format!("fdatasync per flush with an allocation, {format}"),
+            measured: per_flush(|traced| traced.count("fdatasync")),
+            allowed: 2.0,
+        });
+        if format == "vhdx" {
+            gates.push(Gate {
+                what: "log entries per flush with an allocation, vhdx".into(),
+                measured: per_flush(|traced| traced.log_entries),
+                allowed: 1.0,
+            });
+        }
+    }
+    Ok(())
+}
+
+fn first_touch(scratch: &Scratch, vhdkit: &str, gates: &mut Vec<Gate>) -> Result<()> {
+    let image = scratch.on_disk("gate-first.vhdx");
+    run(&Argv::new(&[vhdkit, "create", &image, "64G"]))?;
+    let work = ["first-touch", &image, "vhdx", "1000", "16", "direct", "end"];
+    let traced = trace(&crate::worker(&work)?)?;
+    let what = "fdatasync of 1000 first writes to vhdx blocks, flush and close".to_owned();
+    gates.push(gate(what, traced.count("fdatasync"), 8.0));
+    Ok(())
+}
+
+fn information(scratch: &Scratch, vhdkit: &str, gates: &mut Vec<Gate>) -> Result<()> {
+    let image = scratch.on_disk("gate-large.vhdx");
+    run(&Argv::new(&[
+        vhdkit,
+        "create",
+        &image,
+        "64T",
+        "--block-size",
+        "1M",
+    ]))?;
+    let info = Argv::new(&[vhdkit, "info", &image]);
+    let traced = trace(&info)?;
+    gates.push(Gate {
+        what: "memory of info of a vhdx of 64T/1M in MiB".into(),
+        measured: ratio(run(&info)?.memory, MIB),
+        allowed: 16.0,
+    });
+    gates.push(Gate {
+        what: "MiB read by info of it, whose BAT has 513".into(),
+        measured: ratio(traced.bytes_read, MIB),
+        allowed: 4.0,
+    });
+    Ok(())
+}
+
+fn gate(what: String, count: u64, allowed: f64) -> Gate {
+    Gate {
+        what,
+        measured: ratio(count, 1),
+        allowed,
+    }
+}
+
+#[expect(clippy::cast_precision_loss, reason = "counts of this size are exact")]
+fn ratio(part: u64, whole: u64) -> f64 {
+    part as f64 / whole as f64
+}

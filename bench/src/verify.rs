@@ -1,0 +1,23 @@
+//! Is what was made right? By our reader and, where there is one, by another.
+
+use crate::Result;
+use crate::process::{Argv, find, run};
+
+/// Fails unless both disks read the same.
+pub(crate) fn same(original: &str, output: &str) -> Result<()> {
+    if crate::images::hash(original)? != crate::images::hash(output)? {
+        return Err(format!("{output} does not read like {original}").into());
+    }
+    if find("qemu-img").is_some() {
+        // A fixed VHD looks like a raw disk to who does not know better.
+        let format = match output.rsplit('.').next() {
+            Some("vhdx") => "vhdx",
+            Some("vhd") => "vpc",
+            _ => "raw",
+        };
+        let formats = ["-f", "raw", "-F", format];
+        let parts = [&["qemu-img", "compare"], &formats[..], &[original, output]].concat();
+        run(&Argv::new(&parts))?;
+    }
+    Ok(())
+}
