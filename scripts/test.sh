@@ -33,6 +33,8 @@ main() {
   run_tests
   run_doc_tests
   run_loom_tests
+  # What a conversion, a flush, an allocation cost in system calls, barriers, bytes and memory.
+  step "counts" cargo run --release --locked -p vhdkit-bench -- --gate
   step "documentation" env RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --locked
   check_dependencies
 
