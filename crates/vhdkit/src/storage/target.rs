@@ -79,9 +79,8 @@ impl NewFile {
         self.storage.clone()
     }
 
-    /// Flushes the file and gives it its name, durably.
+    /// Gives the file its name, durably. What was written to it has been flushed by whoever finished it.
     pub fn publish(mut self) -> Result<()> {
-        self.storage.flush()?;
         let name = |e: rustix::io::Errno| match io::Error::from(e) {
             e if e.kind() == io::ErrorKind::AlreadyExists => exists(&self.target),
             e => Error::io("write: naming the finished file", e).with_path(&self.target),
