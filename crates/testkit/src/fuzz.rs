@@ -59,7 +59,7 @@ fn template(format: Format, disk_type: DiskType) -> MemoryStorage {
         let mut all = Vec::new();
         for format in [Format::Vhd, Format::Vhdx] {
             for disk_type in [DiskType::Fixed, DiskType::Dynamic, DiskType::Differencing] {
-                let mut disk = variant(format, disk_type).make(1).expect("can be made");
+                let mut disk = variant(format, disk_type).make(1);
                 let ops = [GuestOp::write(0, 512, 2), GuestOp::write(3 * MIB, 512, 3)];
                 disk.fill(&ops).expect("can be written");
                 let file = MemoryStorage::clone(&disk.layers[0]);

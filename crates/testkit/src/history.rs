@@ -2,7 +2,7 @@
 //!
 //! The promise: after a crash the file opens; every sector holds what it held at the last completed flush of the guest
 //! or a value written to it since; a read-only open reads the same as a writable one and writes nothing; `check` finds
-//! nothing that a writable open does not put right, and after that nothing at all.
+//! nothing above "info", before and after a writable open.
 
 use std::sync::Arc;
 
@@ -39,7 +39,7 @@ impl Default for CrashOptions {
             sampling: Sampling::from_environment(),
             seed: 1,
             crash_recovery: 24,
-            raw_findings: Severity::Warning,
+            raw_findings: Severity::Info,
             lost_flush: None,
         }
     }
@@ -56,7 +56,7 @@ pub struct CrashReport {
     pub epochs: usize,
     /// Crash images that were opened and compared.
     pub images: usize,
-    /// Of these, images in which a check found a warning before they were opened for writing.
+    /// Of these, images in which a check found a warning (where the options allow that).
     pub warnings: usize,
 }
 

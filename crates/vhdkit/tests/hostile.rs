@@ -148,7 +148,7 @@ fn sample(format: Format, disk_type: DiskType) -> MemoryStorage {
             1
         },
     };
-    let mut disk: TestDisk = variant.make(3).expect("a format that can be made");
+    let mut disk: TestDisk = variant.make(3);
     disk.fill(&[
         GuestOp::write(0, 4096, 2),
         GuestOp::write(2 * MIB - 512, 1024, 3),

@@ -24,7 +24,7 @@ use vhdkit_testkit::peers::{
     has_libvhdi, has_qemu, has_seven_zip, qemu_format, qemu_io, read_with_libvhdi, read_with_qemu,
     read_with_seven_zip, run,
 };
-use vhdkit_testkit::require::{require, skip};
+use vhdkit_testkit::require::{require, skip_optional};
 use vhdkit_testkit::rng::Rng;
 
 const MIB: u64 = 1 << 20;
@@ -393,7 +393,7 @@ fn zeros_of_every_alignment_read_the_same_to_qemu() {
 fn qemu_reads_a_hyper_v_image_that_we_wrote_to() {
     let corpus = Corpus::open();
     let Some(image) = corpus.find("qemu/iotest-dynamic-1G.vhdx") else {
-        skip("qemu/iotest-dynamic-1G.vhdx is not in the shipped collection");
+        skip_optional("qemu/iotest-dynamic-1G.vhdx is not in the shipped collection");
         return;
     };
     if !require(has_qemu(), "qemu-io is not installed") {
@@ -421,7 +421,7 @@ fn qemu_reads_a_hyper_v_image_that_we_wrote_to() {
 fn a_log_left_by_qemu_is_replayed_as_qemu_does() {
     let corpus = Corpus::open();
     let Some(image) = corpus.find("qemu/iotest-dirtylog-10G-4M.vhdx") else {
-        skip("qemu/iotest-dirtylog-10G-4M.vhdx is not in the shipped collection");
+        skip_optional("qemu/iotest-dirtylog-10G-4M.vhdx is not in the shipped collection");
         return;
     };
     if !require(has_qemu(), "qemu-img is not installed") {
