@@ -101,7 +101,6 @@ fn fill(
     let size = source.virtual_size();
     let plan = Plan::new(source, 0..size, builder.placement_unit(), monitor)?;
     monitor.set_completion(plan.data);
-    builder.expect_blocks(plan.blocks);
     let Copied { copied, cloned } = copy(source, plan, &*builder, monitor)?;
     monitor.checkpoint()?;
     builder.finish()?;

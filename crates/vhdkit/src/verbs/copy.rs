@@ -46,7 +46,7 @@ pub(super) struct Plan {
     /// Bytes that the maps call data.
     pub(super) data: u64,
     /// Blocks of the target that data falls into.
-    pub(super) blocks: u64,
+    blocks: u64,
     range: Range<u64>,
     /// The first extents with data, last one first; what follows is looked up again.
     extents: Vec<(u64, DataLocation, u64)>,
@@ -101,6 +101,9 @@ pub(super) fn copy(
 ) -> Result<Copied> {
     let leaf = source.layers().first().map(|layer| layer.image().storage());
     let clone = leaf.is_some_and(|leaf| target.storage().can_clone_from(&**leaf));
+    if !clone {
+        target.expect_blocks(plan.blocks);
+    }
     let copier = Copier {
         source,
         target,

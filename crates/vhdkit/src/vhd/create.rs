@@ -350,9 +350,20 @@ impl SparseBuilder {
             storage.release_unwritten(state.reserved.start..state.reserved.end.min(state.end))?;
         }
         let mut at = TABLE_OFFSET;
-        for entries in state.entries.chunks(64 * 1024) {
-            let bytes: Vec<u8> = entries.iter().flat_map(|e| e.to_be_bytes()).collect();
-            storage.write_at(at, &bytes)?;
+        const CHUNK: usize = 64 * 1024;
+        let mut bytes = vec![0xFF; CHUNK * 4];
+        let mut is_empty = true;
+        for entries in state.entries.chunks(CHUNK) {
+            let bytes = &mut bytes[..entries.len() * 4];
+            // Most of a new disk's table is unallocated, which needs no conversion again and again.
+            let was_empty =
+                std::mem::replace(&mut is_empty, entries.iter().all(|&e| e == UNALLOCATED));
+            if !(was_empty && is_empty) {
+                for (place, entry) in bytes.chunks_exact_mut(4).zip(entries) {
+                    place.copy_from_slice(&entry.to_be_bytes());
+                }
+            }
+            storage.write_at(at, bytes)?;
             at += bytes.len() as u64;
         }
         storage.write_at(FOOTER_SIZE, self.header.as_bytes())?;
