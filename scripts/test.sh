@@ -15,6 +15,9 @@ exec </dev/null
 
 NEXTEST_VERSION=0.9.143
 DENY_VERSION=0.20.2
+FUZZ_VERSION=0.13.2
+# For each of the six targets.
+FUZZ_SECONDS=20
 
 export CARGO_TERM_COLOR=never CARGO_TERM_PROGRESS_WHEN=never
 export CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-$PWD/target}
@@ -33,8 +36,11 @@ main() {
   run_tests
   run_doc_tests
   run_loom_tests
+  # What a conversion, a flush, an allocation cost in system calls, barriers, bytes and memory.
+  step "counts" cargo run --release --locked -p vhdkit-bench -- --gate
   step "documentation" env RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --locked
   check_dependencies
+  fuzz
 
   if ((${#failures[@]})); then
     echo
@@ -143,6 +149,18 @@ install_tools() {
     install_tool cargo-deny "$DENY_VERSION" >"$logs/cargo-deny" 2>&1 &
     deny_build=$!
   fi
+}
+
+# A short run of every fuzz target; the inputs found so far are an ordinary test besides.
+fuzz() {
+  if ! cargo fuzz --version >/dev/null 2>&1; then
+    title "cargo-fuzz $FUZZ_VERSION"
+    install_tool cargo-fuzz "$FUZZ_VERSION" || {
+      fail "installation of cargo-fuzz"
+      return
+    }
+  fi
+  step "fuzzing" env -u CARGO_TARGET_DIR scripts/fuzz.sh "$FUZZ_SECONDS"
 }
 
 # In a folder of its own, which is removed: the tools' own dependencies are not kept.

@@ -128,7 +128,10 @@ impl Corpus {
         }
         std::fs::create_dir_all(path.parent().expect("a folder")).expect("a folder");
         let packed = File::open(self.folder.join(&image.file)).expect("the packed image");
-        let source: Box<dyn Read> = if image.file.ends_with(".zst") {
+        let source: Box<dyn Read> = if Path::new(&image.file)
+            .extension()
+            .is_some_and(|e| e == "zst")
+        {
             Box::new(zstd::Decoder::new(packed).expect("zstd"))
         } else {
             Box::new(packed)
@@ -207,5 +210,5 @@ pub fn sha256_of_file(path: &Path) -> String {
         hash.update(&buf[..n]);
         at += n as u64;
     }
-    hash.finalize().iter().map(|b| format!("{b:02x}")).collect()
+    crate::hash::hex(hash.finalize())
 }

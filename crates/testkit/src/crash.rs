@@ -124,18 +124,34 @@ struct State {
     live: MemoryStorage,
     base: MemoryStorage,
     ops: Vec<Op>,
+    flushes: usize,
+    /// This flush is reported as done but is none.
+    lost_flush: Option<usize>,
 }
 
 impl CrashStorage {
     /// A file whose content so far is durable.
     pub fn new(durable: &MemoryStorage) -> Arc<Self> {
+        Self::losing_a_flush(durable, None)
+    }
+
+    /// As [`CrashStorage::new`], but the flush of this number does nothing, as on a disk that lies: what the tests would
+    /// see if the format had forgotten it.
+    pub fn losing_a_flush(durable: &MemoryStorage, lost: Option<usize>) -> Arc<Self> {
         Arc::new(Self {
             state: Mutex::new(State {
                 live: durable.clone(),
                 base: durable.clone(),
                 ops: Vec::new(),
+                flushes: 0,
+                lost_flush: lost,
             }),
         })
+    }
+
+    /// How many flushes were asked for.
+    pub fn flushes(&self) -> usize {
+        self.lock().flushes
     }
 
     /// How many operations were recorded so far.
@@ -220,7 +236,11 @@ impl Storage for CrashStorage {
     }
 
     fn flush(&self) -> Result<()> {
-        self.lock().ops.push(Op::Flush);
+        let mut state = self.lock();
+        if state.lost_flush != Some(state.flushes) {
+            state.ops.push(Op::Flush);
+        }
+        state.flushes += 1;
         Ok(())
     }
 
@@ -379,7 +399,7 @@ impl Epoch {
             thin_out(&mut some, sampling.random * 2, rng);
             all.append(&mut some);
             for _ in 0..sampling.random {
-                let set = rng.next() & rng.next() | rng.next() & rng.next();
+                let set = (rng.next() & rng.next()) | (rng.next() & rng.next());
                 all.push(pick(&|i| mix(set ^ i as u64) & 1 == 1));
             }
         }
@@ -495,7 +515,7 @@ fn apply(image: &MemoryStorage, op: &Op, fate: Fate) {
 /// The runs of sectors that survived.
 fn runs(fate: Fate, sectors: u64) -> Vec<Range<u64>> {
     if fate == Fate::Whole {
-        return vec![0..sectors];
+        return std::iter::once(0..sectors).collect();
     }
     let mut runs: Vec<Range<u64>> = Vec::new();
     for sector in (0..sectors).filter(|&s| fate.spares(s)) {

@@ -173,7 +173,8 @@ pub fn fill(seed: u32, offset: u64, buf: &mut [u8]) {
             let mut rest = buf;
             while !rest.is_empty() {
                 // The seed is in every word, so that a hexdump shows whose data it is.
-                let word = (u64::from(seed) << 48 | (mix(at / 8 ^ u64::from(seed) << 40) >> 16))
+                let word = (u64::from(seed) << 48
+                    | (mix((at / 8) ^ (u64::from(seed) << 40)) >> 16))
                     .to_be_bytes();
                 let within = (at % 8) as usize;
                 let n = rest.len().min(8 - within);
@@ -279,7 +280,7 @@ impl Shape {
             10 => (length / 12) % (2 * self.block_size) + 1,
             _ => (length / 12) % (64 * sector) + 1,
         };
-        let anchor = if place % 8 == 0 {
+        let anchor = if place.is_multiple_of(8) {
             (place / 8) % self.virtual_size
         } else {
             edges[(place / 8) as usize % edges.len()]

@@ -1,5 +1,6 @@
 //! Hashes of the contents of disks.
 
+use std::fmt::Write;
 use std::ops::Range;
 
 use sha2::{Digest, Sha256};
@@ -10,8 +11,14 @@ use vhdkit::{Result, VirtualDisk};
 const CHUNK: u64 = 64 * 1024;
 
 /// A hash as lowercase hexadecimal digits.
-fn hex(digest: impl AsRef<[u8]>) -> String {
-    digest.as_ref().iter().map(|b| format!("{b:02x}")).collect()
+pub(crate) fn hex(digest: impl AsRef<[u8]>) -> String {
+    digest
+        .as_ref()
+        .iter()
+        .fold(String::new(), |mut text, byte| {
+            let _ = write!(text, "{byte:02x}");
+            text
+        })
 }
 
 /// SHA-256 of bytes.

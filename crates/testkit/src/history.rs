@@ -29,6 +29,8 @@ pub struct CrashOptions {
     pub crash_recovery: u64,
     /// Worst finding of a check of the file as the crash left it.
     pub raw_findings: Severity,
+    /// The flush of this number is lost: to see that the test would notice if it were forgotten.
+    pub lost_flush: Option<usize>,
 }
 
 impl Default for CrashOptions {
@@ -38,6 +40,7 @@ impl Default for CrashOptions {
             seed: 1,
             crash_recovery: 24,
             raw_findings: Severity::Warning,
+            lost_flush: None,
         }
     }
 }
@@ -47,6 +50,8 @@ impl Default for CrashOptions {
 pub struct CrashReport {
     /// Storage operations recorded.
     pub operations: usize,
+    /// Flushes of the storage among them.
+    pub flushes: usize,
     /// Stretches between two barriers.
     pub epochs: usize,
     /// Crash images that were opened and compared.
@@ -67,11 +72,12 @@ enum Event {
 ///
 /// Panics with the seed, the operations pending and their fates if the promise is broken.
 pub fn run_crash_history(disk: &TestDisk, ops: &[GuestOp], options: &CrashOptions) -> CrashReport {
-    let storage = CrashStorage::new(&disk.layers[0]);
+    let storage = CrashStorage::losing_a_flush(&disk.layers[0], options.lost_flush);
     let events = record(disk, &storage, ops);
     let recording = storage.recording();
     let mut report = CrashReport {
         operations: recording.ops().len(),
+        flushes: storage.flushes(),
         ..CrashReport::default()
     };
     let mut rng = Rng::new(options.seed);
@@ -267,19 +273,16 @@ pub fn assert_clean(storage: &Arc<dyn Storage>, what: &str) {
 /// reported, nothing that was flushed is lost, and a retry (on the disk, or after opening it again) works.
 ///
 /// Returns how many faults were injected.
-pub fn run_fault_sweep(disk: &TestDisk, ops: &[GuestOp], fault: Fault) -> usize {
+pub fn run_fault_sweep(disk: &TestDisk, ops: &[GuestOp], fault: Fault) -> u64 {
     let calls = match fault {
         Fault::InputOutput => Call::FALLIBLE,
         Fault::NoSpace => &[Call::Write, Call::SetLen, Call::Allocate, Call::ZeroRange],
     };
     let mut injected = 0;
-    for k in 0.. {
-        if !fail_kth(disk, ops, fault, calls, k) {
-            return injected;
-        }
+    while fail_kth(disk, ops, fault, calls, injected) {
         injected += 1;
     }
-    unreachable!("the history has an end")
+    injected
 }
 
 fn fail_kth(

@@ -8,7 +8,7 @@
 //! | [`guest`] | operations of a guest: random ones, and running them on a disk |
 //! | [`history`] | the drivers of crash and fault tests |
 //! | [`variant`] | every kind of disk that is tested, made in memory |
-//! | [`synth`] | VHD and VHDX files built by hand, independently of the library |
+//! | [`probe`] | opening, reading, writing and checking bytes of any origin |
 //! | [`patch`] | changes to the fields of a file, checksums put right |
 //! | [`corpus`] | real images and what is known of them |
 //! | [`peers`] | other programs that read the same formats |
@@ -27,11 +27,14 @@
 pub mod corpus;
 pub mod crash;
 pub mod fault;
+pub mod fuzz;
 pub mod guest;
 pub mod hash;
 pub mod history;
 pub mod model;
 pub mod patch;
+pub mod peers;
+pub mod probe;
 pub mod require;
 pub mod rng;
 pub mod variant;

@@ -11,6 +11,10 @@ impl Rng {
     }
 
     /// The next number.
+    #[expect(
+        clippy::should_implement_trait,
+        reason = "it never ends, so that there is no Option to unwrap"
+    )]
     pub fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
         mix(self.0)

@@ -16,6 +16,8 @@ use crate::storage::Storage;
 /// zeros and are added to the file by the first write to them).
 pub struct RawImage {
     storage: Arc<dyn Storage>,
+    /// Of the file, when it was opened.
+    length: u64,
     virtual_size: u64,
     writable: bool,
     closed: AtomicBool,
@@ -26,9 +28,11 @@ const SECTOR: u64 = 512;
 impl RawImage {
     /// Opens any bytes as a raw disk.
     pub fn open(storage: Arc<dyn Storage>, writable: bool) -> Result<Self> {
-        let virtual_size = round_up(storage.len()?, SECTOR);
+        let length = storage.len()?;
+        let virtual_size = round_up(length, SECTOR);
         Ok(Self {
             storage,
+            length,
             virtual_size,
             writable,
             closed: AtomicBool::new(false),
@@ -50,10 +54,11 @@ impl RawImage {
 
     /// The end of the file, which may be within the last sector.
     fn end(&self) -> Result<u64> {
-        if self.virtual_size.is_multiple_of(SECTOR) && !self.writable {
-            return self.storage.len();
+        if self.writable {
+            Ok(self.storage.len()?.min(self.virtual_size))
+        } else {
+            Ok(self.length)
         }
-        Ok(self.storage.len()?.min(self.virtual_size))
     }
 }
 

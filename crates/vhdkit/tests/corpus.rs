@@ -1,4 +1,10 @@
 //! Every real image reads as independent readers say, or fails as it should; looking at an image never changes it.
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::cast_possible_truncation,
+    reason = "helpers of tests: a failure is a failed test"
+)]
 
 use std::path::Path;
 use std::sync::Arc;

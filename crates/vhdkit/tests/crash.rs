@@ -1,13 +1,30 @@
 //! The durability promise, at every point of a history: what a crash or a failing disk can leave.
 //!
 //! `VHDKIT_CRASH=thorough` looks at every subset of up to eight unflushed storage operations and takes more samples.
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::cast_possible_truncation,
+    reason = "helpers of tests: a failure is a failed test"
+)]
 
-use vhdkit::image::DiskType;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+
+use vhdkit::disk::OpenOptions;
+use vhdkit::image::{DiskType, Format, IdentifierSource};
+use vhdkit::storage::{MemoryStorage, Storage};
+use vhdkit::verbs::convert::{ConvertOptions, convert};
+use vhdkit::verbs::new_builder;
+use vhdkit::{Error, ErrorKind};
+use vhdkit_testkit::crash::{CrashStorage, Sampling};
 use vhdkit_testkit::fault::Fault;
+use vhdkit_testkit::fault::{Call, FaultStorage};
 use vhdkit_testkit::guest::GuestOp;
 use vhdkit_testkit::history::{CrashOptions, CrashReport, run_crash_history, run_fault_sweep};
+use vhdkit_testkit::model::{assert_reads, blank};
 use vhdkit_testkit::rng::Rng;
-use vhdkit_testkit::variant::Variant;
+use vhdkit_testkit::variant::{TestDisk, Variant};
 
 fn histories(variants: &[Variant], count: u64, length: usize) {
     for variant in variants {
@@ -100,6 +117,61 @@ fn short_histories_keep_the_promise_exhaustively() {
     }
 }
 
+/// The test of the test: were a barrier forgotten, some crash image would show it. Barriers that nothing depends on are
+/// only reported.
+#[test]
+fn a_forgotten_barrier_would_be_noticed() {
+    for variant in Variant::small() {
+        // One of each kind is enough.
+        if variant.depth > 2
+            || variant.disk_type == DiskType::Fixed
+            || variant.sector_size != 512
+            || variant.block_size.is_none()
+        {
+            continue;
+        }
+        let Some(disk) = variant.make(6) else {
+            continue;
+        };
+        let shape = variant.shape();
+        let (block, sector) = (shape.block_size, shape.sector_size);
+        let ops = [
+            GuestOp::write(sector, 3 * sector, 2),
+            GuestOp::Flush,
+            GuestOp::discard(0, block),
+            GuestOp::write(block, block, 3),
+            GuestOp::Flush,
+            GuestOp::write(5 * sector, sector, 4),
+            GuestOp::Flush,
+            GuestOp::write(5 * sector, sector, 5),
+            GuestOp::Flush,
+        ]
+        .map(|op| op.within(shape.virtual_size));
+        let options = CrashOptions {
+            crash_recovery: 0,
+            ..CrashOptions::default()
+        };
+        let flushes = run_crash_history(&disk, &ops, &options).flushes;
+        let unnoticed: Vec<usize> = (0..flushes)
+            .filter(|&lost| {
+                let options = CrashOptions {
+                    lost_flush: Some(lost),
+                    ..options
+                };
+                catch_unwind(AssertUnwindSafe(|| {
+                    run_crash_history(&disk, &ops, &options)
+                }))
+                .is_ok()
+            })
+            .collect();
+        println!(
+            "{}: {flushes} barriers, nothing depends on {unnoticed:?}",
+            variant.name()
+        );
+        assert!(flushes - unnoticed.len() >= 3, "{}", variant.name());
+    }
+}
+
 fn sweep(fault: Fault) {
     for variant in Variant::small() {
         let Some(disk) = variant.make(8) else {
@@ -133,4 +205,121 @@ fn every_storage_call_may_fail_once() {
 #[test]
 fn the_host_may_be_full_at_every_call() {
     sweep(Fault::NoSpace);
+}
+
+fn empty(variant: &Variant, file: Arc<MemoryStorage>) -> TestDisk {
+    TestDisk {
+        variant: variant.clone(),
+        layers: vec![file],
+        content: blank(variant.virtual_size),
+    }
+}
+
+fn create(variant: &Variant, storage: Arc<dyn Storage>) -> Result<(), Error> {
+    new_builder(storage, &variant.parameters(variant.disk_type, None))?.finish()
+}
+
+/// What a creation that failed or was cut off leaves is not a disk of the format, or it is the whole new disk.
+#[test]
+fn a_creation_that_fails_or_crashes_leaves_no_half_disk() {
+    for variant in Variant::small() {
+        if variant.disk_type == DiskType::Differencing || variant.format == Format::Raw {
+            continue;
+        }
+        let whole_or_nothing = |file: MemoryStorage, what: &str| {
+            let disk = empty(&variant, Arc::new(file));
+            let format = vhdkit::disk::detect_format(&*disk.layers[0]).unwrap();
+            if format == variant.format
+                && let Ok(open) = disk.open(false)
+            {
+                assert_reads(&open, &disk.content, &format!("{}, {what}", variant.name()));
+            }
+        };
+        for k in 0.. {
+            let file = Arc::new(MemoryStorage::new());
+            let storage = FaultStorage::new(file.clone());
+            storage.fail_once(Call::CHANGING, k, Fault::NoSpace);
+            let made = create(&variant, storage.clone());
+            if storage.injected() == 0 {
+                made.unwrap();
+                break;
+            }
+            let error = made.expect_err("the fault is reported");
+            assert_eq!(
+                error.kind(),
+                ErrorKind::DiskFull,
+                "{}: {error}",
+                variant.name()
+            );
+            whole_or_nothing(MemoryStorage::clone(&file), &format!("call {k} failed"));
+        }
+        let storage = CrashStorage::new(&MemoryStorage::new());
+        create(&variant, storage.clone()).unwrap();
+        let mut rng = Rng::new(1);
+        for epoch in storage.recording().epochs() {
+            for fates in epoch.fates(&Sampling::SHORT, &mut rng) {
+                whole_or_nothing(epoch.image(&fates), &epoch.describe(&fates));
+            }
+        }
+    }
+}
+
+/// A conversion from a file that ends too early fails, and leaves no target behind.
+#[test]
+fn a_conversion_that_fails_leaves_nothing_and_touches_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    for variant in Variant::small() {
+        if variant.disk_type != DiskType::Dynamic {
+            continue;
+        }
+        let Some(mut disk) = variant.make(1) else {
+            continue;
+        };
+        let size = variant.virtual_size;
+        disk.fill(&[GuestOp::write(0, size, 2)]).unwrap();
+        let source = folder.path().join("source");
+        let bytes = disk.layers[0].to_vec();
+        std::fs::write(&source, &bytes).unwrap();
+        let target = folder.path().join("target");
+        let options = ConvertOptions {
+            source: source.clone(),
+            open: OpenOptions::new(),
+            target: folder.path().join("no such folder/target"),
+            format: Format::Vhdx,
+            disk_type: DiskType::Dynamic,
+            block_size: None,
+            logical_sector_size: None,
+            physical_sector_size: None,
+            identifier: None,
+            identifiers: IdentifierSource::random(),
+            created: 0,
+            overwrite: false,
+        };
+        convert(options.clone()).wait().expect_err("no folder");
+        // Cancelled at once: either it was faster, or there is nothing.
+        let operation = convert(ConvertOptions {
+            target: target.clone(),
+            ..options.clone()
+        });
+        operation.cancel();
+        match operation.wait() {
+            Ok(_) => std::fs::remove_file(&target).unwrap(),
+            Err(e) => assert_eq!(e.kind(), ErrorKind::Aborted, "{e}"),
+        }
+        assert!(!target.exists());
+        // A target that is there is kept unless it was to be replaced.
+        std::fs::write(&target, "precious").unwrap();
+        let error = convert(ConvertOptions {
+            target: target.clone(),
+            ..options
+        })
+        .wait()
+        .expect_err("the target exists");
+        assert_eq!(error.kind(), ErrorKind::AlreadyExists);
+        assert_eq!(std::fs::read(&target).unwrap(), b"precious");
+        std::fs::remove_file(&target).unwrap();
+        assert_eq!(std::fs::read(&source).unwrap(), bytes);
+        let names: Vec<_> = std::fs::read_dir(folder.path()).unwrap().collect();
+        assert_eq!(names.len(), 1, "only the source: {names:?}");
+    }
 }

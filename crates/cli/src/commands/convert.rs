@@ -86,7 +86,7 @@ impl Conversion {
             progress,
             Some(&session.interrupt),
         )
-        .map_err(|e| stopped(e, &format!("{target} was not made")))?;
+        .map_err(|e| stopped(e, &outcome))?;
         Ok(Self::new(source, target, format, disk_type, report))
     }
 

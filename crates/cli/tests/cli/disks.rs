@@ -202,7 +202,8 @@ fn a_real_disk_is_described() {
         .unwrap();
     assert_eq!(&boot.stdout[3..11], b"NTFS    ");
     assert_eq!(&boot.stdout[510..], [0x55, 0xAA]);
-    assert!(folder.ok("check ntfs.vhd").contains("nothing found"));
+    // Nothing above info.
+    folder.ok("check ntfs.vhd");
 }
 
 #[test]

@@ -98,7 +98,7 @@ impl OpenOptions {
     fn open_chain(&self, path: &Path) -> Result<VirtualDisk> {
         let mut layers = Vec::new();
         let mut seen: HashMap<(u64, u64), PathBuf> = HashMap::new();
-        let (mut layer, mut info) = self.open_layer(path, self.writable)?;
+        let (mut layer, mut info) = open_layer(path, self.format, self.writable, self.direct)?;
         seen.extend(file_id(path).map(|id| (id, path.to_path_buf())));
         loop {
             let depth = layers.len();
@@ -127,31 +127,35 @@ impl OpenOptions {
                 }
                 seen.insert(id, parent.clone());
             }
-            let (next, next_info) = self
-                .open_layer(&parent, false)
+            let (next, next_info) = open_layer(&parent, None, false, self.direct)
                 .map_err(|e| in_parent(&e, &child_path, &parent))?;
             verify(&info, &child_path, &next_info, &parent)?;
             (layer, info) = (next, next_info);
         }
         VirtualDisk::from_layers(layers, self.writable)
     }
+}
 
-    fn open_layer(&self, path: &Path, writable: bool) -> Result<(Layer, ImageInfo)> {
-        let access = if writable {
-            Access::ReadWrite
-        } else {
-            Access::ReadOnly
-        };
-        let file = FileStorage::open(path, access)?.with_direct_io(self.direct);
-        let storage: Arc<dyn Storage> = Arc::new(file);
-        let format = match self.format {
-            Some(format) if writable == self.writable => format,
-            _ => detect_format(&*storage).at_path(path)?,
-        };
-        let image = open_image(storage, format, writable).at_path(path)?;
-        let info = image.info();
-        Ok((Layer::new(image, path), info))
-    }
+fn open_layer(
+    path: &Path,
+    format: Option<Format>,
+    writable: bool,
+    direct: bool,
+) -> Result<(Layer, ImageInfo)> {
+    let access = if writable {
+        Access::ReadWrite
+    } else {
+        Access::ReadOnly
+    };
+    let file = FileStorage::open(path, access)?.with_direct_io(direct);
+    let storage: Arc<dyn Storage> = Arc::new(file);
+    let format = match format {
+        Some(format) => format,
+        None => detect_format(&*storage).at_path(path)?,
+    };
+    let image = open_image(storage, format, writable).at_path(path)?;
+    let info = image.info();
+    Ok((Layer::new(image, path), info))
 }
 
 /// The child's records against what the parent is.

@@ -213,6 +213,14 @@ impl FileStorage {
     }
 }
 
+impl Drop for FileStorage {
+    fn drop(&mut self) {
+        // A process that another thread is just starting holds copies of all descriptors until it runs its program;
+        // closing ours would not give the lock back before that.
+        let _ = self.file.unlock();
+    }
+}
+
 impl Storage for FileStorage {
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
         if let Some(direct) = self.bypassing(offset, buf)
@@ -563,6 +571,25 @@ fn retry(mut call: impl FnMut() -> rustix::io::Result<()>) -> rustix::io::Result
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_lock_ends_with_the_storage_also_if_a_process_was_being_started() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("disk");
+        std::fs::write(&path, [0; 512]).unwrap();
+        let storage = FileStorage::open(&path, Access::ReadWrite).unwrap();
+        // What fork does to the descriptor.
+        let inherited = storage.file.try_clone().unwrap();
+        assert_eq!(
+            FileStorage::open(&path, Access::ReadOnly)
+                .err()
+                .map(|e| e.kind()),
+            Some(ErrorKind::SharingViolation)
+        );
+        drop(storage);
+        FileStorage::open(&path, Access::ReadWrite).unwrap();
+        drop(inherited);
+    }
 
     const PAGE: usize = AlignedBuffer::ALIGNMENT;
 

@@ -40,13 +40,12 @@ impl OverlayStorage {
         self.pages.insert(offset, page);
     }
 
-    /// Makes a range of whole pages read as zeros.
+    /// Makes a range of whole pages read as zeros; the part of it past the end changes nothing.
     pub fn set_zeros(&mut self, offset: u64, length: u64) {
-        if length == 0 {
+        let (mut start, mut end) = (offset, offset.saturating_add(length).min(self.length));
+        if start >= end {
             return;
         }
-        let (mut start, mut end) = (offset, offset + length);
-        self.length = self.length.max(end);
         let inside: Vec<u64> = self.pages.range(start..end).map(|(&at, _)| at).collect();
         for at in inside {
             self.pages.remove(&at);
@@ -128,6 +127,9 @@ impl Storage for OverlayStorage {
     }
 
     fn next_data(&self, range: Range<u64>) -> Result<Option<Range<u64>>> {
+        if range.start >= range.end {
+            return Ok(None);
+        }
         if self
             .pages
             .range(round_down(range.start, PAGE)..range.end)
@@ -156,6 +158,19 @@ fn read_only() -> Error {
 mod tests {
     use super::super::MemoryStorage;
     use super::*;
+
+    #[test]
+    fn an_empty_range_holds_no_data() {
+        let below: Arc<dyn Storage> = Arc::new(MemoryStorage::from_bytes(&[1; 16384]));
+        let mut view = OverlayStorage::new(below, 16384).unwrap();
+        view.set_page(0, vec![3; 4096].into());
+        #[expect(
+            clippy::reversed_empty_ranges,
+            reason = "what a caller past the end asks for"
+        )]
+        let past_the_end = 32768..16384;
+        assert!(view.next_data(past_the_end).unwrap().is_none());
+    }
 
     #[test]
     fn later_pages_and_zero_ranges_win_over_earlier_ones() {

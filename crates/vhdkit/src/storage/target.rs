@@ -35,16 +35,19 @@ impl NewFile {
                 Error::new(ErrorKind::InvalidParameter, "it has no file name").with_path(target),
             );
         }
-        match std::fs::symlink_metadata(target) {
+        let resolved = resolve_link(target)?;
+        let target = resolved.as_path();
+        match std::fs::metadata(target) {
             Ok(_) if !overwrite => return Err(exists(target)),
             // Somebody reading or writing the old file must not be surprised by a new one.
             Ok(m) if m.is_file() => drop(FileStorage::open(target, Access::ReadWrite)?),
-            Ok(m) if m.is_dir() => {
+            Ok(m) => {
+                let what = if m.is_dir() { "a folder" } else { "not a file" };
                 return Err(
-                    Error::new(ErrorKind::AlreadyExists, "it is a folder").with_path(target)
+                    Error::new(ErrorKind::AlreadyExists, format!("it is {what}")).with_path(target),
                 );
             }
-            _ => {}
+            Err(_) => {}
         }
         let (file, temporary) = match unnamed(folder_of(target)) {
             Ok(file) => (file, None),
@@ -76,9 +79,8 @@ impl NewFile {
         self.storage.clone()
     }
 
-    /// Flushes the file and gives it its name, durably.
+    /// Gives the file its name, durably. What was written to it has been flushed by whoever finished it.
     pub fn publish(mut self) -> Result<()> {
-        self.storage.flush()?;
         let name = |e: rustix::io::Errno| match io::Error::from(e) {
             e if e.kind() == io::ErrorKind::AlreadyExists => exists(&self.target),
             e => Error::io("write: naming the finished file", e).with_path(&self.target),
@@ -112,6 +114,22 @@ impl Drop for NewFile {
             let _ = std::fs::remove_file(name);
         }
     }
+}
+
+/// A link is followed, so that the file behind it is replaced and not the link.
+fn resolve_link(target: &Path) -> Result<PathBuf> {
+    if !target.is_symlink() {
+        return Ok(target.to_path_buf());
+    }
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "the link exists, and what it leads to is asked for"
+    )]
+    std::fs::canonicalize(target).map_err(|_| {
+        Error::new(ErrorKind::AlreadyExists, "it is a link that leads nowhere")
+            .with_path(target)
+            .with_hint("remove the link, or choose another name")
+    })
 }
 
 fn folder_of(path: &Path) -> &Path {

@@ -201,6 +201,16 @@ struct Scratch {
 
 impl Copier<'_> {
     fn run(&self) {
+        /// A thread that panics would never pass its turn on.
+        struct StopOnPanic<'a>(&'a Copier<'a>);
+        impl Drop for StopOnPanic<'_> {
+            fn drop(&mut self) {
+                if std::thread::panicking() {
+                    self.0.stop();
+                }
+            }
+        }
+        let _guard = StopOnPanic(self);
         let mut scratch = Scratch {
             buffer: AlignedBuffer::new(if self.clone {
                 READ
@@ -221,12 +231,17 @@ impl Copier<'_> {
             };
             if let Err(error) = result {
                 lock(&self.failed).get_or_insert(error);
-                self.stop.store(true, Relaxed);
-                // Whoever waits for a turn that never comes has to look again.
-                drop(lock(&self.turn));
-                self.next_turn.iter().for_each(Condvar::notify_one);
+                self.stop();
             }
         }
+    }
+
+    /// Ends the work of all threads.
+    fn stop(&self) {
+        self.stop.store(true, Relaxed);
+        // Whoever waits for a turn that never comes has to look again.
+        drop(lock(&self.turn));
+        self.next_turn.iter().for_each(Condvar::notify_one);
     }
 
     fn next_piece(&self) -> Result<Option<Piece>> {

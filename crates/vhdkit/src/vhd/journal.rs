@@ -292,10 +292,19 @@ impl Journal {
         changes.bat_sectors.insert(block / PER_SECTOR);
     }
 
-    /// Notes that bits of a block's bitmap were set (see [`BitmapCache::set`]). True if so many have changed that they
-    /// should be flushed, once no lock of a block is held.
-    pub(super) fn bitmap_changed(&self, tables: &Tables, block: u64) -> bool {
+    /// Sets bits of a block's bitmap (`set` is [`BitmapCache::set`]) and notes that in one step: a flush on another
+    /// thread finds either both or neither. True if so many bitmaps have changed that they should be flushed, once no
+    /// lock of a block is held.
+    pub(super) fn change_bitmap(
+        &self,
+        tables: &Tables,
+        block: u64,
+        set: impl FnOnce() -> bool,
+    ) -> bool {
         let mut changes = lock(&self.changes);
+        if !set() {
+            return false;
+        }
         changes.bitmaps.push(block);
         changes.bitmaps.len() as u64 * tables.bat.shape.bitmap_size >= MAX_CHANGED_BITMAPS
     }

@@ -291,8 +291,9 @@ impl Sparse {
         bitmap: &SectorBitmap,
         sectors: Range<u64>,
     ) -> bool {
-        self.tables.bitmaps.set(block, bitmap, sectors)
-            && journal.bitmap_changed(&self.tables, block)
+        journal.change_bitmap(&self.tables, block, || {
+            self.tables.bitmaps.set(block, bitmap, sectors)
+        })
     }
 
     /// Writes a piece and, in front of it and behind it, what its first and last sector lack. `bitmap` is `None` for a

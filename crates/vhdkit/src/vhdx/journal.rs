@@ -55,6 +55,8 @@ pub(super) struct Journal {
     completed: AtomicU64,
     /// J5: data before metadata.
     data_first: bool,
+    /// A fixed disk: the file does not become shorter.
+    keep_length: bool,
 }
 
 struct State {
@@ -68,13 +70,18 @@ struct State {
     file_guid_is_new: bool,
 }
 
-/// Where the log is being written.
+/// Where the log is being written. Offsets are within the log.
+///
+/// What a reader needs after a crash reaches from the tail that the last durable entry records to the head: none of it
+/// is overwritten before a later entry is durable.
 struct Writer {
-    /// Within the log: where the next entry goes.
+    /// Where the next entry goes.
     head: u64,
-    /// Within the log: the oldest entry whose pages may not be durable in place; equal to `head` if there is none.
+    /// What the next entry records as tail: the oldest entry whose pages may not be durable in place, or itself.
     tail: u64,
-    /// Bytes from tail to head.
+    /// What the last entry recorded as tail.
+    recorded: u64,
+    /// Bytes up to the head that must not be overwritten.
     used: u64,
     /// Length of the last entry.
     last: u64,
@@ -87,6 +94,7 @@ impl Journal {
         file_guid_is_new: bool,
         file_length: u64,
         data_first: bool,
+        keep_length: bool,
         repairs: Vec<(u64, Box<[u8]>)>,
     ) -> Self {
         Self {
@@ -106,6 +114,7 @@ impl Journal {
             started: AtomicU64::new(0),
             completed: AtomicU64::new(0),
             data_first,
+            keep_length,
         }
     }
 
@@ -164,8 +173,11 @@ impl Journal {
             state.headers.file_write_guid = Uuid::new_v4();
         }
         state.headers.data_write_guid = Uuid::new_v4();
+        // The current header may be one that a killed process wrote and nobody flushed: only when it is durable may
+        // the other slot be touched.
+        storage.flush()?;
         state.headers.update(storage)?;
-        let space = Space::new(storage, used)?;
+        let space = Space::new(storage, used, self.keep_length)?;
         state.flushed_length = state.flushed_length.min(space.file_length());
         *lock(&self.space) = Some(space);
         Ok(())
@@ -187,9 +199,13 @@ impl Journal {
         lock(&self.freed).push(span);
     }
 
-    /// A page that has become dirty.
-    pub(super) fn note(&self, page: DirtyPage) {
-        lock(&self.dirty).push(page);
+    /// A page has been changed: `mark` marks it as dirty and says whether it was clean. In one step with the list, so
+    /// that a flush on another thread finds a marked page in the list.
+    pub(super) fn note(&self, page: DirtyPage, mark: impl FnOnce() -> bool) {
+        let mut dirty = lock(&self.dirty);
+        if mark() {
+            dirty.push(page);
+        }
     }
 
     /// Makes everything durable that was written or changed before the call. `take_page` gives a dirty page's place
@@ -288,6 +304,7 @@ impl Journal {
             head: 0,
             tail: 0,
             used: 0,
+            recorded: 0,
             last: 0,
             sequence_number: 1,
         });
@@ -299,22 +316,30 @@ impl Journal {
     /// Writes an entry at the head, making room first if need be.
     fn append(&self, storage: &dyn Storage, state: &mut State, changes: &[Change]) -> Result<()> {
         let length = log::entry_length(changes.len() as u64);
-        let log_length = state.headers.log_length;
-        let room = |state: &State| {
-            // One sector stays free: a head that has caught up with the tail would be ambiguous.
-            state
-                .writer
-                .as_ref()
-                .is_some_and(|w| w.used + length + LOG_SECTOR <= log_length)
-        };
-        if !room(state) {
+        if !has_room(state, length) {
+            // Everything is put in place, durably; then an empty entry, for which a sector is always kept free, says
+            // so, and all before it is free.
             self.barrier(storage, state)?;
+            self.write_entry(storage, state, &[])?;
+            self.barrier_of_entry(storage, state)?;
         }
-        if !room(state) {
+        if !has_room(state, length) {
             return Err(corrupt(format!(
-                "a log of {log_length} bytes cannot hold an entry of {length}"
+                "a log of {} bytes cannot hold an entry of {length}",
+                state.headers.log_length
             )));
         }
+        self.write_entry(storage, state, changes)
+    }
+
+    fn write_entry(
+        &self,
+        storage: &dyn Storage,
+        state: &mut State,
+        changes: &[Change],
+    ) -> Result<()> {
+        let length = log::entry_length(changes.len() as u64);
+        let log_length = state.headers.log_length;
         let (flushed, file_length) = (
             state.flushed_length,
             self.with_space(|space| Ok(space.file_length()))?,
@@ -342,6 +367,7 @@ impl Journal {
         }
         writer.head = (writer.head + length) % log_length;
         writer.used += length;
+        writer.recorded = writer.tail;
         writer.last = length;
         writer.sequence_number += 1;
         Ok(())
@@ -350,21 +376,21 @@ impl Journal {
     /// The barrier that commits the entry just appended; all entries before it are in place, durably (J4).
     fn barrier_of_entry(&self, storage: &dyn Storage, state: &mut State) -> Result<()> {
         self.plain_barrier(storage, state)?;
+        let length = state.headers.log_length;
         if let Some(writer) = &mut state.writer {
-            // The last entry is the only one whose pages are not yet in place.
-            let length = state.headers.log_length;
+            // A reader now starts at the tail that this entry records.
+            writer.used = (writer.head + length - writer.recorded) % length;
+            // It is the only one whose pages are not yet in place.
             writer.tail = (writer.head + length - writer.last) % length;
-            writer.used = writer.last;
         }
         Ok(())
     }
 
-    /// A barrier while every entry's pages have been written in place: afterwards the log is empty.
+    /// A barrier while every entry's pages have been written in place: the next entry needs none before it.
     fn barrier(&self, storage: &dyn Storage, state: &mut State) -> Result<()> {
         self.plain_barrier(storage, state)?;
         if let Some(writer) = &mut state.writer {
             writer.tail = writer.head;
-            writer.used = 0;
         }
         Ok(())
     }
@@ -407,9 +433,11 @@ impl Journal {
         take_page: &dyn Fn(DirtyPage) -> Option<(u64, Box<[u8]>)>,
     ) -> Result<()> {
         self.commit(storage, state, take_page)?;
-        if state.writer.is_some() {
-            // The pages are in place; now durably so.
-            self.barrier(storage, state)?;
+        if let Some(writer) = &state.writer {
+            if writer.tail != writer.head {
+                // The pages are in place; now durably so.
+                self.barrier(storage, state)?;
+            }
             state.headers.log_guid = Uuid::nil();
             state.headers.update(storage)?;
             state.writer = None;
@@ -445,12 +473,21 @@ impl Journal {
 /// Length of a log that is made for a file without one.
 const LOG_LENGTH: u64 = MIB;
 
-/// The most pages that one entry of a log can carry with one sector left free.
+/// True if an entry of `length` bytes fits behind the head. One sector stays free, since a head that has caught up with
+/// the tail would be ambiguous, and one more for the empty entry that makes room.
+fn has_room(state: &State, length: u64) -> bool {
+    state
+        .writer
+        .as_ref()
+        .is_some_and(|w| w.used + length + 2 * LOG_SECTOR <= state.headers.log_length)
+}
+
+/// The most pages that one entry of a log can carry behind an empty entry.
 fn pages_per_entry(log_length: u64) -> usize {
     let sectors = log_length / LOG_SECTOR;
     let pages = (0..sectors)
         .rev()
-        .find(|&pages| log::entry_length(pages) + LOG_SECTOR <= log_length);
+        .find(|&pages| log::entry_length(pages) + 3 * LOG_SECTOR <= log_length);
     to_usize(pages.unwrap_or(1).max(1))
 }
 

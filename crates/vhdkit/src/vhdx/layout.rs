@@ -64,6 +64,7 @@ pub(super) const BITMAP_BLOCK: u64 = MIB;
 pub(super) const METADATA_SIGNATURE: [u8; 8] = *b"metadata";
 pub(super) const METADATA_TABLE_LENGTH: usize = 64 * 1024;
 pub(super) const MAX_METADATA_ENTRIES: u16 = 2047;
+pub(super) const MAX_USER_ITEMS: usize = 1024;
 pub(super) const MAX_METADATA_ITEM: u32 = 1024 * 1024;
 pub(super) const METADATA_IS_USER: u32 = 1;
 pub(super) const METADATA_IS_VIRTUAL_DISK: u32 = 2;

@@ -423,6 +423,9 @@ pub(super) fn replay(
     let entries = ring.replayable()?;
     let length = required_length(&entries, file_length)?;
     let mut updated = headers.clone();
+    // The current header may be one that a killed process wrote and nobody flushed: only when it is durable may the
+    // other slot be touched.
+    storage.flush()?;
     updated.file_write_guid = file_write_guid;
     updated.write_other(storage)?;
     storage.flush()?;
@@ -434,11 +437,11 @@ pub(super) fn replay(
                     file_offset,
                     length,
                 } => {
-                    let end = file_offset + length;
-                    if storage.len()? < end {
-                        storage.set_len(end)?;
+                    // What lies past the end is zero anyway, and a descriptor may claim any length.
+                    let end = (file_offset + length).min(storage.len()?);
+                    if file_offset < end {
+                        storage.punch_hole(file_offset, end - file_offset)?;
                     }
-                    storage.zero_range(file_offset, length)?;
                 }
             }
         }

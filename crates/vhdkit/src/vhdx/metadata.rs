@@ -10,7 +10,7 @@ use super::layout::{
     Guid, ITEM_CHS_PARAMETERS, ITEM_FILE_PARAMETERS, ITEM_INCOMPLETE_FILE,
     ITEM_LOGICAL_SECTOR_SIZE, ITEM_PARENT_LOCATOR, ITEM_PHYSICAL_SECTOR_SIZE, ITEM_PMEM_LABELS,
     ITEM_VIRTUAL_DISK_ID, ITEM_VIRTUAL_DISK_SIZE, MAX_BLOCK_SIZE, MAX_METADATA_ENTRIES,
-    MAX_METADATA_ITEM, MAX_VIRTUAL_SIZE, METADATA_IS_REQUIRED, METADATA_IS_USER,
+    MAX_METADATA_ITEM, MAX_USER_ITEMS, MAX_VIRTUAL_SIZE, METADATA_IS_REQUIRED, METADATA_IS_USER,
     METADATA_IS_VIRTUAL_DISK, METADATA_SIGNATURE, METADATA_TABLE_LENGTH, MIN_BLOCK_SIZE,
     MetadataTableEntry, MetadataTableHeader,
 };
@@ -86,6 +86,12 @@ pub(super) fn read_table(storage: &dyn Storage, region: &Region) -> Result<Vec<I
         }
         items.push(item);
     }
+    let user = items.iter().filter(|item| item.is_user()).count();
+    if user > MAX_USER_ITEMS {
+        return Err(corrupt(format!(
+            "the metadata holds {user} user items, {MAX_USER_ITEMS} are possible"
+        )));
+    }
     let mut ranges: Vec<(u64, u64)> = items
         .iter()
         .filter(|item| item.length > 0)
@@ -107,13 +113,10 @@ fn check_entry(entry: &MetadataTableEntry, region: &Region) -> Result<Item> {
     if Uuid::from(id).is_nil() {
         return Err(corrupt("a metadata item has no identifier"));
     }
-    let placed = if length == 0 {
-        offset == 0 || u64::from(offset) >= METADATA_TABLE_LENGTH as u64
-    } else {
-        u64::from(offset) >= METADATA_TABLE_LENGTH as u64
+    let placed = (offset == 0 && length == 0)
+        || (u64::from(offset) >= METADATA_TABLE_LENGTH as u64
             && u64::from(offset) + u64::from(length) <= region.length
-            && length <= MAX_METADATA_ITEM
-    };
+            && length <= MAX_METADATA_ITEM);
     if !placed {
         return Err(corrupt(format!(
             "metadata item {id:?} of {length} bytes at offset {offset} is misplaced"

@@ -27,6 +27,8 @@ struct Page {
     words: Box<[AtomicU64]>,
     /// Changed since the journal last took it.
     dirty: AtomicBool,
+    /// Its place in the file is no hole.
+    reserved: AtomicBool,
 }
 
 impl PagedTable {
@@ -62,6 +64,7 @@ impl PagedTable {
         Ok(slot.get_or_init(|| Page {
             words,
             dirty: AtomicBool::new(false),
+            reserved: AtomicBool::new(false),
         }))
     }
 
@@ -85,31 +88,48 @@ impl PagedTable {
         Ok(page.words[to_usize(index % WORDS)].load(Ordering::Acquire))
     }
 
-    /// Changes a word; true if its page was clean before and so has to be told to the journal.
-    pub(super) fn set(&self, storage: &dyn Storage, index: u64, value: u64) -> Result<bool> {
+    /// Changes a word. The journal has to be told afterwards, see [`PagedTable::mark`].
+    pub(super) fn set(&self, storage: &dyn Storage, index: u64, value: u64) -> Result<()> {
+        self.prepare(storage, index)?;
         let page = self.page(storage, index / WORDS)?;
         page.words[to_usize(index % WORDS)].store(value, Ordering::Release);
-        Ok(!page.dirty.swap(true, Ordering::AcqRel))
+        Ok(())
     }
 
-    /// Sets and clears bits of a word at once; true as for [`PagedTable::set`].
+    /// Sets and clears bits of a word. The journal has to be told afterwards, see [`PagedTable::mark`].
     pub(super) fn change_bits(
         &self,
         storage: &dyn Storage,
         index: u64,
         clear: u64,
         set: u64,
-    ) -> Result<bool> {
+    ) -> Result<()> {
+        self.prepare(storage, index)?;
         let page = self.page(storage, index / WORDS)?;
         let word = &page.words[to_usize(index % WORDS)];
         word.fetch_and(!clear, Ordering::AcqRel);
         word.fetch_or(set, Ordering::AcqRel);
-        Ok(!page.dirty.swap(true, Ordering::AcqRel))
+        Ok(())
     }
 
-    /// Makes sure that the page of `index` can be changed without an error.
-    pub(super) fn load(&self, storage: &dyn Storage, index: u64) -> Result<()> {
-        self.page(storage, index / WORDS).map(drop)
+    /// Marks a page as dirty; true if it was clean. To be called by the journal, under its lock.
+    pub(super) fn mark(&self, page: u64) -> bool {
+        // A swap, not a look: it meets the swap in `take_page`, which then sees the words changed before.
+        self.slot(page)
+            .get()
+            .is_some_and(|page| !page.dirty.swap(true, Ordering::AcqRel))
+    }
+
+    /// Loads the page of `index` and reserves its place in the file, so that neither changing it nor writing it later
+    /// can fail for want of space.
+    pub(super) fn prepare(&self, storage: &dyn Storage, index: u64) -> Result<()> {
+        let number = index / WORDS;
+        let page = self.page(storage, number)?;
+        if !page.reserved.load(Ordering::Acquire) {
+            storage.allocate(self.offset + number * PAGE, PAGE)?;
+            page.reserved.store(true, Ordering::Release);
+        }
+        Ok(())
     }
 
     /// The bytes of a page as they are now, for the journal, and from now on clean.
@@ -190,11 +210,10 @@ mod tests {
         storage.set_len(1 << 30).unwrap();
         let table = PagedTable::new(1 << 20, 1 << 25);
         assert!(matches!(table.peek(&storage, 5).unwrap(), Peek::Zeros(n) if n == (1 << 25) - 5));
-        assert!(table.set(&storage, 10 * WORDS + 3, 77).unwrap());
-        assert!(
-            !table.set(&storage, 10 * WORDS + 4, 78).unwrap(),
-            "already told"
-        );
+        table.set(&storage, 10 * WORDS + 3, 77).unwrap();
+        assert!(table.mark(10));
+        table.set(&storage, 10 * WORDS + 4, 78).unwrap();
+        assert!(!table.mark(10), "already told");
         assert!(matches!(table.peek(&storage, 5).unwrap(), Peek::Zeros(n) if n == 10 * WORDS - 5));
         match table.peek(&storage, 10 * WORDS + 3).unwrap() {
             Peek::Words(words) => assert_eq!(words[..3], [77, 78, 0]),
@@ -202,6 +221,7 @@ mod tests {
         }
         let (offset, bytes) = table.take_page(10).unwrap();
         assert_eq!((offset, bytes[24]), ((1 << 20) + 10 * PAGE, 77));
-        assert!(table.set(&storage, 10 * WORDS, 1).unwrap(), "clean again");
+        table.set(&storage, 10 * WORDS, 1).unwrap();
+        assert!(table.mark(10), "clean again");
     }
 }

@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 
 use super::layout::{ALIGNMENT, MAX_FILE_SIZE};
 use crate::error::{Error, ErrorKind, Result};
-use crate::num::{MIB, round_up, to_usize};
+use crate::num::{MIB, round_down, round_up, to_usize};
 use crate::storage::Storage;
 
 /// The file grows by at least this, so that not every new block changes its length.
@@ -30,14 +30,30 @@ pub(super) struct Space {
     ready: BTreeMap<u64, u64>,
     /// Punched, waiting for a flush.
     punched: Vec<Span>,
+    /// The file does not become shorter than this.
+    keep: u64,
 }
 
 impl Space {
     /// `used` is what the file's structures and blocks take. The file is cut off behind the last of them; holes
-    /// between them are punched and become available with the next flush.
-    pub(super) fn new(storage: &dyn Storage, used: &UsedMap) -> Result<Self> {
+    /// between them are punched and become available with the next flush. With `keep_length` (a fixed disk some of
+    /// whose blocks have no place yet) what lies behind them stays part of the file and is zeroed, for these blocks.
+    pub(super) fn new(storage: &dyn Storage, used: &UsedMap, keep_length: bool) -> Result<Self> {
         let end = used.end();
         let length = storage.len()?;
+        if keep_length && length >= end {
+            let whole = round_down(length, ALIGNMENT);
+            storage.zero_range(end, length - end)?;
+            storage.flush()?;
+            let ready = (whole > end).then_some((end, whole - end));
+            return Ok(Self {
+                file_length: whole,
+                end: whole,
+                keep: whole,
+                ready: ready.into_iter().collect(),
+                punched: Vec::new(),
+            });
+        }
         // A last block cut short by another writer is made whole; a tail that nobody refers to goes.
         if length != end {
             storage.set_len(end)?;
@@ -51,6 +67,7 @@ impl Space {
             end,
             ready: BTreeMap::new(),
             punched: holes,
+            keep: 0,
         })
     }
 
@@ -117,7 +134,7 @@ impl Space {
     /// Where the file may be cut off when nothing is pending: behind the last space in use.
     pub(super) fn trimmed_end(&self) -> u64 {
         match self.ready.last_key_value() {
-            Some((&offset, &length)) if offset + length == self.end => offset,
+            Some((&offset, &length)) if offset + length == self.end => offset.max(self.keep),
             _ => self.end,
         }
     }
@@ -125,7 +142,7 @@ impl Space {
     /// The file was cut off at [`Space::trimmed_end`].
     pub(super) fn trimmed(&mut self) {
         let end = self.trimmed_end();
-        self.ready.remove(&end);
+        self.ready.split_off(&end);
         self.end = end;
         self.file_length = end;
     }
@@ -158,7 +175,11 @@ const PIECE: u64 = 32 * 1024;
 impl UsedMap {
     /// Marks a range, rounded out to whole units. False if part of it was marked before.
     pub(super) fn mark(&mut self, offset: u64, length: u64) -> bool {
-        let (first, last) = (offset / ALIGNMENT, (offset + length).div_ceil(ALIGNMENT));
+        if length == 0 {
+            return true;
+        }
+        let end = offset.saturating_add(length);
+        let (first, last) = (offset / ALIGNMENT, end.div_ceil(ALIGNMENT));
         self.end = self.end.max(last * ALIGNMENT);
         let mut free = true;
         for unit in first..last {
@@ -237,7 +258,7 @@ mod tests {
         let mut used = UsedMap::default();
         used.mark(0, 4 * MIB);
         storage.set_len(9 * MIB).unwrap();
-        let mut space = Space::new(&storage, &used).unwrap();
+        let mut space = Space::new(&storage, &used, false).unwrap();
         assert_eq!(storage.len().unwrap(), 4 * MIB, "the unused tail is gone");
         let a = space.take(&storage, 2 * MIB).unwrap();
         let b = space.take(&storage, 2 * MIB).unwrap();

@@ -245,7 +245,9 @@ fn space(
     let total = bat.shape.total();
     let mut leaked = 0;
     let mut used: Vec<Range<u64>> = reserved.to_vec();
-    used.extend(header.raw.parent_locators.iter().filter_map(Locator::room));
+    // A room past the end is a finding of its own, and holds no blocks.
+    let rooms = header.raw.parent_locators.iter().filter_map(Locator::room);
+    used.extend(rooms.filter(|room| room.end <= limit));
     let mut at = used.iter().map(|r| r.end).max().unwrap_or(0);
     for &(start, _) in blocks {
         // Smaller gaps are alignment.

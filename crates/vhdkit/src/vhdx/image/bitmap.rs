@@ -111,14 +111,19 @@ impl VhdxImage {
             }
             (u64::MAX >> (64 - (end - start))) << (start % 64)
         };
-        for word in all.start / 64..all.end.div_ceil(64) {
+        let words = all.start / 64..all.end.div_ceil(64);
+        let pages = words.start / WORDS..words.end.div_ceil(WORDS);
+        // Whatever can fail comes first.
+        for page in pages.clone() {
+            table.prepare(&*self.storage, page * WORDS)?;
+        }
+        for word in words {
             let (inside, ones) = (mask(&all, word), mask(&set, word));
-            if table.change_bits(&*self.storage, word, inside & !ones, ones)? {
-                self.journal.note(DirtyPage::Bitmap {
-                    chunk,
-                    page: word / WORDS,
-                });
-            }
+            table.change_bits(&*self.storage, word, inside & !ones, ones)?;
+        }
+        for page in pages {
+            self.journal
+                .note(DirtyPage::Bitmap { chunk, page }, || table.mark(page));
         }
         Ok(())
     }

@@ -3,9 +3,13 @@
 use super::VhdxImage;
 use crate::error::Result;
 use crate::image::{Extent, ExtentKind};
+use crate::num::GIB;
 use crate::vhdx::bat::{Block, Slot};
 use crate::vhdx::header::corrupt;
 use crate::vhdx::pages::Peek;
+
+/// In bytes; see [`VhdxImage::map_blocks`].
+const LONGEST_JOIN: u64 = GIB;
 
 impl VhdxImage {
     /// What one BAT entry says of `length` bytes from `within` on; a partially present block's first run only.
@@ -55,12 +59,17 @@ impl VhdxImage {
         })
     }
 
-    /// Joins what several entries say as long as it continues.
+    /// Joins what several entries say as long as it continues. Runs of zeros may be as long as the disk; others end
+    /// after [`LONGEST_JOIN`], since whoever asked may use only the start of them (up to a hole of the file, or of the
+    /// parent's answer) and then ask again.
     pub(super) fn map_blocks(&self, offset: u64, length: u64) -> Result<Extent> {
         let end = offset + length;
         let mut found: Option<Extent> = None;
         let mut at = offset;
         'walk: while at < end {
+            if found.is_some_and(|f| f.kind != ExtentKind::Zero && f.length >= LONGEST_JOIN) {
+                break;
+            }
             let index = self.geometry.payload_index(at / self.geometry.block_size);
             match self.bat.peek(&*self.storage, index)? {
                 Peek::Zeros(count) => {
@@ -70,7 +79,10 @@ impl VhdxImage {
                         Slot::Payload(block) => block,
                         Slot::Bitmap(chunk) => (chunk + 1) * self.geometry.chunk_ratio,
                     };
-                    let until = (next * self.geometry.block_size).min(end);
+                    let mut until = (next * self.geometry.block_size).min(end);
+                    if self.metadata.has_parent {
+                        until = until.min(at.saturating_add(LONGEST_JOIN));
+                    }
                     let extent =
                         self.portion_kind(at / self.geometry.block_size, 0, 0, until - at)?;
                     if !join(&mut found, extent) {

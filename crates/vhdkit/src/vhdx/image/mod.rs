@@ -115,6 +115,7 @@ impl VhdxImage {
             log_replayed && writable,
             file_length,
             metadata.has_parent,
+            metadata.leave_blocks_allocated,
             if writable {
                 region::repair_pages(&*storage)?
             } else {

@@ -62,7 +62,9 @@ impl VhdxImage {
             Slot::Payload(block) if block < self.geometry.block_count => {
                 match self.decode(block, entry)? {
                     Block::Present(at) | Block::Partial(at) => Some((at, self.geometry.block_size)),
-                    _ => bat::soft_anchor(entry).map(|at| (at, self.geometry.block_size)),
+                    _ => self
+                        .anchor(block, entry)?
+                        .map(|at| (at, self.geometry.block_size)),
                 }
             }
             // Padding means nothing.
@@ -85,12 +87,28 @@ impl VhdxImage {
         }
     }
 
-    pub(super) fn set_entry(&self, index: u64, entry: u64) -> Result<()> {
-        if self.bat.set(&*self.storage, index, entry)? {
-            self.journal.note(DirtyPage::Bat {
-                page: index / WORDS,
-            });
+    /// The space that an entry without content holds on to.
+    fn anchor(&self, block: u64, entry: u64) -> Result<Option<u64>> {
+        let Some(at) = bat::soft_anchor(entry) else {
+            return Ok(None);
+        };
+        if at >= self.file_end.load(Ordering::Relaxed) {
+            return Err(Error::new(
+                ErrorKind::BlockAllocationTableCorrupt,
+                format!("block {block} holds on to space at {at}, outside the file"),
+            )
+            .with_hint(
+                "the disk can be read, but not written; 'vhdkit check' lists what is wrong",
+            ));
         }
+        Ok(Some(at))
+    }
+
+    pub(super) fn set_entry(&self, index: u64, entry: u64) -> Result<()> {
+        self.bat.set(&*self.storage, index, entry)?;
+        let page = index / WORDS;
+        self.journal
+            .note(DirtyPage::Bat { page }, || self.bat.mark(page));
         Ok(())
     }
 
@@ -137,7 +155,7 @@ impl VhdxImage {
         let at = self.journal.take_space(&*self.storage, size)?;
         let written = self
             .bat
-            .load(&*self.storage, self.geometry.payload_index(block))
+            .prepare(&*self.storage, self.geometry.payload_index(block))
             .and_then(|()| self.storage.write_at(at + within, data));
         if let Err(e) = written {
             self.journal.abandon_space(&*self.storage, (at, size));
