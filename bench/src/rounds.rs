@@ -352,9 +352,8 @@ fn count_barriers(ours: &Side, notes: &mut Vec<String>) -> Result<Option<u64>> {
     Ok(Some(crate::trace::trace(&ours.argv)?.count("fdatasync")))
 }
 
-#[expect(clippy::cast_precision_loss, reason = "for people")]
 fn bytes_to_mib(bytes: u64) -> f64 {
-    Duration::from_secs(bytes).as_secs_f64() / (1 << 20) as f64
+    Duration::from_secs(bytes).as_secs_f64() / f64::from(1 << 20)
 }
 
 fn load() -> f64 {
