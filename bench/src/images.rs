@@ -68,7 +68,7 @@ pub(crate) fn make(path: &str, kind: Kind, size: u64) -> Result<u64> {
         Kind::Rand => written = write_run(&file, &mut random, 0, size, false)?,
         Kind::Sp25 => {
             for piece in 0..size / (2 * MIB) {
-                if random.next() % 4 == 0 {
+                if random.next().is_multiple_of(4) {
                     written += write_run(&file, &mut random, piece * 2 * MIB, 2 * MIB, false)?;
                 }
             }

@@ -1,11 +1,12 @@
 //! Paired measurement: every round runs all sides once, in the same order, and only ratios inside a round count.
 
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use serde::Serialize;
 
 use crate::Result;
-use crate::process::{Argv, Finished, run};
+use crate::process::{Argv, Finished, INTERRUPTED, run};
 
 /// Which comparison a result may be used in; never mixed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
@@ -76,7 +77,7 @@ pub(crate) struct Row {
     /// The first one is ours.
     pub(crate) sides: Vec<Side>,
     pub(crate) targets: Vec<Target>,
-    /// Ours must read the same as this, after the warm-up and after the last round.
+    /// Ours must read the same as this, after the first and after the last round.
     pub(crate) same_as: Option<String>,
     /// Why some sides are not there.
     pub(crate) notes: Vec<String>,
@@ -155,20 +156,19 @@ pub(crate) struct RowResult {
 /// Measures a row: one warm-up, then the rounds.
 pub(crate) fn measure(mut row: Row, rounds: usize) -> Result<RowResult> {
     let before = (load(), page_cache_drops());
+    drop_failing_peers(&mut row)?;
     let mut values: Vec<Vec<f64>> = vec![Vec::new(); row.sides.len()];
     let mut cpu = values.clone();
     let mut memory = vec![0_u64; row.sides.len()];
     let mut verified = None;
-    for round in 0..=rounds {
+    for round in 1..=rounds {
         for (i, side) in row.sides.iter().enumerate() {
             let finished = run_side(side)?;
-            if round > 0 {
-                values[i].push(value(side, &finished)?);
-                cpu[i].push(finished.cpu.as_secs_f64());
-                memory[i] = memory[i].max(finished.memory);
-            }
+            values[i].push(value(side, &finished)?);
+            cpu[i].push(finished.cpu.as_secs_f64());
+            memory[i] = memory[i].max(finished.memory);
             if i == 0
-                && (round == 0 || round == rounds)
+                && (round == 1 || round == rounds)
                 && let (Some(original), Some(output)) = (&row.same_as, &side.output)
             {
                 crate::verify::same(original, output)
@@ -224,6 +224,23 @@ pub(crate) fn measure(mut row: Row, rounds: usize) -> Result<RowResult> {
         dropped_caches: page_cache_drops() != before.1,
         notes: row.notes,
     })
+}
+
+/// The warm-up. A peer that fails in it is left out, with what it said.
+fn drop_failing_peers(row: &mut Row) -> Result<()> {
+    let mut working = Vec::new();
+    for side in std::mem::take(&mut row.sides) {
+        match run_side(&side) {
+            Ok(_) => working.push(side),
+            Err(e) if working.is_empty() || INTERRUPTED.load(Ordering::SeqCst) => return Err(e),
+            Err(e) => {
+                side.clear();
+                row.notes.push(format!("{} left out: {e}", side.name));
+            }
+        }
+    }
+    row.sides = working;
+    Ok(())
 }
 
 fn judge(target: &Target, sides: &[SideResult]) -> Option<Verdict> {
@@ -335,9 +352,8 @@ fn count_barriers(ours: &Side, notes: &mut Vec<String>) -> Result<Option<u64>> {
     Ok(Some(crate::trace::trace(&ours.argv)?.count("fdatasync")))
 }
 
-#[expect(clippy::cast_precision_loss, reason = "for people")]
 fn bytes_to_mib(bytes: u64) -> f64 {
-    Duration::from_secs(bytes).as_secs_f64() / (1 << 20) as f64
+    Duration::from_secs(bytes).as_secs_f64() / f64::from(1 << 20)
 }
 
 fn load() -> f64 {

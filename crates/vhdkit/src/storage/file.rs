@@ -6,7 +6,7 @@ use std::ops::Range;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, Ordering::Relaxed};
 use std::sync::{OnceLock, PoisonError, RwLock};
 
 use rustix::fs::{FallocateFlags, SeekFrom};
@@ -43,6 +43,9 @@ pub struct FileStorage {
     /// A second descriptor of the same file, opened for direct I/O when it is first needed; `None` if the file system
     /// has no direct I/O.
     direct: OnceLock<Option<File>>,
+    /// Changes made, and as many of them as the last barrier covers: a barrier with nothing to do is left out.
+    changes: AtomicU64,
+    flushed: AtomicU64,
     no_holes: AtomicBool,
     no_clone: AtomicBool,
     // Last, so that the table is told after the descriptors are closed.
@@ -100,6 +103,9 @@ impl FileStorage {
             bypass: false,
             pages: RwLock::new(()),
             direct: OnceLock::new(),
+            // What others wrote before counts as one.
+            changes: AtomicU64::new(1),
+            flushed: AtomicU64::new(0),
             no_holes: AtomicBool::new(false),
             no_clone: AtomicBool::new(false),
             _lock: lock,
@@ -152,8 +158,15 @@ impl FileStorage {
         Error::io(action, error.into()).with_path(&self.path)
     }
 
+    /// To be called after every change, also one that failed half-way.
+    fn changed(&self) {
+        self.changes.fetch_add(1, Ordering::Release);
+    }
+
     fn fallocate(&self, mode: FallocateFlags, offset: u64, length: u64) -> Result<bool> {
-        match retry(|| rustix::fs::fallocate(&self.file, mode, offset, length)) {
+        let result = retry(|| rustix::fs::fallocate(&self.file, mode, offset, length));
+        self.changed();
+        match result {
             Ok(()) => Ok(true),
             Err(e) if unsupported(e) => Ok(false),
             Err(e) => Err(self.error("allocate space", e)),
@@ -244,11 +257,19 @@ impl Storage for FileStorage {
             let _alone = self.pages.write().unwrap_or_else(PoisonError::into_inner);
             self.file.write_all_at(data, offset)
         };
+        self.changed();
         written.map_err(|e| self.error("write", e))
     }
 
     fn flush(&self) -> Result<()> {
-        retry(|| rustix::fs::fdatasync(&self.file)).map_err(|e| self.error("flush", e))
+        let changes = self.changes.load(Ordering::Acquire);
+        // Covered by a barrier that began after the last change and has ended.
+        if self.flushed.load(Ordering::Acquire) >= changes {
+            return Ok(());
+        }
+        retry(|| rustix::fs::fdatasync(&self.file)).map_err(|e| self.error("flush", e))?;
+        self.flushed.fetch_max(changes, Ordering::AcqRel);
+        Ok(())
     }
 
     fn len(&self) -> Result<u64> {
@@ -275,9 +296,9 @@ impl Storage for FileStorage {
                 .with_path(&self.path))
             };
         }
-        self.file
-            .set_len(length)
-            .map_err(|e| self.error("write: change of length", e))
+        let result = self.file.set_len(length);
+        self.changed();
+        result.map_err(|e| self.error("write: change of length", e))
     }
 
     fn allocate(&self, offset: u64, length: u64) -> Result<()> {
@@ -362,7 +383,10 @@ impl Storage for FileStorage {
         if length == 0 || self.no_clone.load(Relaxed) {
             return Ok(false);
         }
-        match retry(|| sys::clone_range(&self.file, &source.file, source_offset, offset, length)) {
+        let result =
+            retry(|| sys::clone_range(&self.file, &source.file, source_offset, offset, length));
+        self.changed();
+        match result {
             Ok(()) => Ok(true),
             // These two files never can: another file system, one without reflink.
             Err(Errno::XDEV | Errno::OPNOTSUPP | Errno::NOTTY | Errno::NOSYS | Errno::PERM) => {
@@ -390,13 +414,15 @@ impl Storage for FileStorage {
             while done < length {
                 let n = crate::num::to_usize((length - done).min(1 << 30));
                 let (mut from_at, mut to_at) = (source_offset + done, offset + done);
-                match rustix::fs::copy_file_range(
+                let result = rustix::fs::copy_file_range(
                     &from.file,
                     Some(&mut from_at),
                     &self.file,
                     Some(&mut to_at),
                     n,
-                ) {
+                );
+                self.changed();
+                match result {
                     // Nothing copied: the source ended, or a special file; memory will tell which.
                     Ok(0) => break,
                     Ok(n) => done += n as u64,
@@ -422,7 +448,9 @@ impl Storage for FileStorage {
             && data.len() >= 256 * 1024
             && let Some(direct) = self.direct()
         {
-            match direct.write_all_at(data, offset) {
+            let written = direct.write_all_at(data, offset);
+            self.changed();
+            match written {
                 Ok(()) => return Ok(()),
                 // Refused for its shape (a device with larger sectors): the page cache takes anything.
                 Err(e) if is_invalid(&e) => {}
@@ -436,17 +464,15 @@ impl Storage for FileStorage {
         Ok(())
     }
 
-    fn is_bulk_direct(&self) -> bool {
-        self.direct().is_some()
-    }
-
     fn reserve_bulk(&self, offset: u64, length: u64) -> Result<bool> {
         // Through the page cache, and on a file system in memory, it would only be more work.
         if length == 0 || self.block_device || self.direct().is_none() {
             return Ok(false);
         }
         let flags = FallocateFlags::KEEP_SIZE;
-        match retry(|| rustix::fs::fallocate(&self.file, flags, offset, length)) {
+        let result = retry(|| rustix::fs::fallocate(&self.file, flags, offset, length));
+        self.changed();
+        match result {
             Ok(()) => Ok(true),
             // What is there may be enough for what is really written: nothing is kept of the attempt.
             Err(Errno::NOSPC | Errno::DQUOT | Errno::FBIG) => {

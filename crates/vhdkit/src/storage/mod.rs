@@ -130,11 +130,6 @@ pub trait Storage: Send + Sync {
         self.write_at(offset, data)
     }
 
-    /// True if [`Storage::write_bulk`] bypasses the page cache: then large pieces are good, and several at a time.
-    fn is_bulk_direct(&self) -> bool {
-        false
-    }
-
     /// Reserves space for writes by [`Storage::write_bulk`] where that makes them faster; `false` if it does not, or
     /// there is not enough space. Contents do not change; the range lies inside the file.
     fn reserve_bulk(&self, offset: u64, length: u64) -> Result<bool> {

@@ -17,10 +17,8 @@ use crate::operation::Monitor;
 use crate::storage::{AlignedBuffer, Storage};
 use crate::zeros::data_runs;
 
-/// What a thread copies at a time, in bytes, if writing bypasses the page cache.
+/// What a thread copies at a time, in bytes.
 const PIECE: u64 = 2 * 1024 * 1024;
-/// The same if it does not: less, so that more of what was read is still in the processor's cache when it is written.
-const CACHED_PIECE: u64 = 1024 * 1024;
 /// What is cloned at a time: more, since nothing is moved.
 const CLONE_PIECE: u64 = 64 * 1024 * 1024;
 /// What is read at a time: small enough to be in the cache when it is looked at for zeros.
@@ -113,12 +111,7 @@ pub(super) fn copy(
         piece: if clone {
             CLONE_PIECE
         } else {
-            let piece = if target.storage().is_bulk_direct() {
-                PIECE
-            } else {
-                CACHED_PIECE
-            };
-            piece.min(target.placement_unit())
+            PIECE.min(target.placement_unit())
         },
         clone,
         cursor: Mutex::new(Cursor {

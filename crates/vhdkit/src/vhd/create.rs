@@ -61,8 +61,10 @@ struct State {
     end: u64,
     /// Where the file is expected to end.
     expected_end: u64,
-    /// What was reserved ahead of its use.
+    /// What the file was made longer by, ahead of its use.
     reserved: Range<u64>,
+    /// With space, at least in part.
+    is_reserved: bool,
 }
 
 impl VhdBuilder {
@@ -250,6 +252,7 @@ impl SparseBuilder {
                 end,
                 expected_end: end,
                 reserved: end..end,
+                is_reserved: false,
             }),
         })
     }
@@ -311,7 +314,7 @@ impl SparseBuilder {
                 // Not asked again if it is of no use here.
                 state.reserved.end = to;
                 if storage.set_len(to).is_ok() {
-                    storage.reserve_bulk(from, to - from)?;
+                    state.is_reserved |= storage.reserve_bulk(from, to - from)?;
                 }
             }
             if self.differencing {
@@ -332,9 +335,6 @@ impl SparseBuilder {
     /// Writes everything but the footers; returns where the one at the end goes.
     fn write_tables(&self, storage: &dyn Storage) -> Result<u64> {
         let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        if !state.reserved.is_empty() {
-            storage.release_unwritten(state.reserved.start..state.reserved.end.min(state.end))?;
-        }
         let full = vec![0xFF; to_usize(self.shape.bitmap_size)];
         for (block, &entry) in (0..).zip(&state.entries) {
             if entry != UNALLOCATED {
@@ -344,6 +344,10 @@ impl SparseBuilder {
                     None => storage.write_at(at, &full)?,
                 }
             }
+        }
+        // Behind the bitmaps, so that only what is really unused is found.
+        if state.is_reserved {
+            storage.release_unwritten(state.reserved.start..state.reserved.end.min(state.end))?;
         }
         let mut at = TABLE_OFFSET;
         const CHUNK: usize = 64 * 1024;
