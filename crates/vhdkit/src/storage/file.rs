@@ -6,7 +6,7 @@ use std::ops::Range;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{OnceLock, PoisonError, RwLock};
 
 use rustix::fs::{FallocateFlags, SeekFrom};
@@ -43,9 +43,6 @@ pub struct FileStorage {
     /// A second descriptor of the same file, opened for direct I/O when it is first needed; `None` if the file system
     /// has no direct I/O.
     direct: OnceLock<Option<File>>,
-    /// Changes made, and as many of them as the last barrier covers: a barrier with nothing to do is left out.
-    changes: AtomicU64,
-    flushed: AtomicU64,
     no_holes: AtomicBool,
     no_clone: AtomicBool,
     // Last, so that the table is told after the descriptors are closed.
@@ -103,9 +100,6 @@ impl FileStorage {
             bypass: false,
             pages: RwLock::new(()),
             direct: OnceLock::new(),
-            // What others wrote before counts as one.
-            changes: AtomicU64::new(1),
-            flushed: AtomicU64::new(0),
             no_holes: AtomicBool::new(false),
             no_clone: AtomicBool::new(false),
             _lock: lock,
@@ -158,15 +152,8 @@ impl FileStorage {
         Error::io(action, error.into()).with_path(&self.path)
     }
 
-    /// To be called after every change, also one that failed half-way.
-    fn changed(&self) {
-        self.changes.fetch_add(1, Ordering::Release);
-    }
-
     fn fallocate(&self, mode: FallocateFlags, offset: u64, length: u64) -> Result<bool> {
-        let result = retry(|| rustix::fs::fallocate(&self.file, mode, offset, length));
-        self.changed();
-        match result {
+        match retry(|| rustix::fs::fallocate(&self.file, mode, offset, length)) {
             Ok(()) => Ok(true),
             Err(e) if unsupported(e) => Ok(false),
             Err(e) => Err(self.error("allocate space", e)),
@@ -257,19 +244,11 @@ impl Storage for FileStorage {
             let _alone = self.pages.write().unwrap_or_else(PoisonError::into_inner);
             self.file.write_all_at(data, offset)
         };
-        self.changed();
         written.map_err(|e| self.error("write", e))
     }
 
     fn flush(&self) -> Result<()> {
-        let changes = self.changes.load(Ordering::Acquire);
-        // Covered by a barrier that began after the last change and has ended.
-        if self.flushed.load(Ordering::Acquire) >= changes {
-            return Ok(());
-        }
-        retry(|| rustix::fs::fdatasync(&self.file)).map_err(|e| self.error("flush", e))?;
-        self.flushed.fetch_max(changes, Ordering::AcqRel);
-        Ok(())
+        retry(|| rustix::fs::fdatasync(&self.file)).map_err(|e| self.error("flush", e))
     }
 
     fn len(&self) -> Result<u64> {
@@ -296,9 +275,9 @@ impl Storage for FileStorage {
                 .with_path(&self.path))
             };
         }
-        let result = self.file.set_len(length);
-        self.changed();
-        result.map_err(|e| self.error("write: change of length", e))
+        self.file
+            .set_len(length)
+            .map_err(|e| self.error("write: change of length", e))
     }
 
     fn allocate(&self, offset: u64, length: u64) -> Result<()> {
@@ -383,10 +362,7 @@ impl Storage for FileStorage {
         if length == 0 || self.no_clone.load(Relaxed) {
             return Ok(false);
         }
-        let result =
-            retry(|| sys::clone_range(&self.file, &source.file, source_offset, offset, length));
-        self.changed();
-        match result {
+        match retry(|| sys::clone_range(&self.file, &source.file, source_offset, offset, length)) {
             Ok(()) => Ok(true),
             // These two files never can: another file system, one without reflink.
             Err(Errno::XDEV | Errno::OPNOTSUPP | Errno::NOTTY | Errno::NOSYS | Errno::PERM) => {
@@ -414,15 +390,13 @@ impl Storage for FileStorage {
             while done < length {
                 let n = crate::num::to_usize((length - done).min(1 << 30));
                 let (mut from_at, mut to_at) = (source_offset + done, offset + done);
-                let result = rustix::fs::copy_file_range(
+                match rustix::fs::copy_file_range(
                     &from.file,
                     Some(&mut from_at),
                     &self.file,
                     Some(&mut to_at),
                     n,
-                );
-                self.changed();
-                match result {
+                ) {
                     // Nothing copied: the source ended, or a special file; memory will tell which.
                     Ok(0) => break,
                     Ok(n) => done += n as u64,
@@ -448,9 +422,7 @@ impl Storage for FileStorage {
             && data.len() >= 256 * 1024
             && let Some(direct) = self.direct()
         {
-            let written = direct.write_all_at(data, offset);
-            self.changed();
-            match written {
+            match direct.write_all_at(data, offset) {
                 Ok(()) => return Ok(()),
                 // Refused for its shape (a device with larger sectors): the page cache takes anything.
                 Err(e) if is_invalid(&e) => {}
@@ -470,9 +442,7 @@ impl Storage for FileStorage {
             return Ok(false);
         }
         let flags = FallocateFlags::KEEP_SIZE;
-        let result = retry(|| rustix::fs::fallocate(&self.file, flags, offset, length));
-        self.changed();
-        match result {
+        match retry(|| rustix::fs::fallocate(&self.file, flags, offset, length)) {
             Ok(()) => Ok(true),
             // What is there may be enough for what is really written: nothing is kept of the attempt.
             Err(Errno::NOSPC | Errno::DQUOT | Errno::FBIG) => {
