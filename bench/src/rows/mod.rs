@@ -8,9 +8,9 @@ use std::collections::HashMap;
 
 use crate::Result;
 use crate::images::{self, Kind};
-use crate::process::{Argv, find, is_root, run};
-use crate::rounds::{Against, Reading, Regime, Row, RowResult, Side, Target, measure};
-use crate::scratch::{Scratch, Xfs};
+use crate::process::{Argv, find, run};
+use crate::rounds::{Against, Reading, Row, RowResult, Side, Target, measure};
+use crate::scratch::Scratch;
 
 /// All rows, in the order in which they run.
 pub(crate) const ALL: [&str; 17] = [

@@ -167,7 +167,13 @@ impl Bench<'_> {
             notes.push("peer missing: fio".into());
         }
         if has_qemu() {
-            let count: u32 = if self.seconds < 1.0 { 5_000 } else { 20_000 };
+            // It needs milliseconds for each write to a VHD.
+            let slow = format == "vhd" && operation == "write";
+            let count: u32 = if slow || self.seconds < 1.0 {
+                2_000
+            } else {
+                20_000
+            };
             let number = count.to_string();
             let mut parts = vec![
                 "qemu-img",
