@@ -28,7 +28,7 @@ pub(crate) fn run_all(scratch: &Scratch, vhdkit: &str) -> Result<bool> {
     let mut gates = Vec::new();
     // Both have around 256 MiB of data; in the second one something begins or ends every few MiB, and every beginning
     // costs calls of its own.
-    for (kind, size, calls) in [(Kind::Sp25, 1024 * MIB, 12.0), (Kind::Fs, 256 * MIB, 20.0)] {
+    for (kind, size, calls) in [(Kind::Sp25, 1024 * MIB, 12.0), (Kind::Fs, 256 * MIB, 14.0)] {
         conversions(scratch, vhdkit, (kind, size, calls), &mut gates)?;
     }
     flushes(scratch, vhdkit, &mut gates)?;

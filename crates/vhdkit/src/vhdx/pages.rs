@@ -13,6 +13,9 @@ pub(super) const PAGE: u64 = 4096;
 /// Words of a page.
 pub(super) const WORDS: u64 = PAGE / 8;
 
+/// A table up to this many words is always kept in memory once it is looked at: 256 KiB.
+const SMALL: u64 = 64 * WORDS;
+
 /// See the module. Pages never leave memory once loaded: 8 bytes for each block that was touched at random. Walks over
 /// the whole table use [`PagedTable::peek`], which loads nothing.
 pub(super) struct PagedTable {
@@ -146,12 +149,16 @@ impl PagedTable {
         Some((self.offset + page * PAGE, bytes.into()))
     }
 
-    /// What the table holds from `index` on, without loading anything: the rest of its page, or the length of a hole in
+    /// What the table holds from `index` on, without loading anything of a large table: the rest of its page, or the length of a hole in
     /// the file.
     pub(super) fn peek(&self, storage: &dyn Storage, index: u64) -> Result<Peek> {
         let page = index / WORDS;
         let skip = to_usize(index % WORDS);
         let count = to_usize((self.words - page * WORDS).min(WORDS));
+        if self.words <= SMALL {
+            // Asked for one extent after the other, the file would be asked for the same page again and again.
+            self.page(storage, page)?;
+        }
         if let Some(loaded) = self
             .pages
             .get()
