@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rustix::fs::{AtFlags, CWD, OFlags, RenameFlags};
+use rustix::io::Errno;
 
 use super::{Access, FileStorage, Storage};
 use crate::error::{Error, ErrorKind, Result};
@@ -81,10 +82,16 @@ impl NewFile {
 
     /// Gives the file its name, durably. What was written to it has been flushed by whoever finished it.
     pub fn publish(mut self) -> Result<()> {
-        let name = |e: rustix::io::Errno| match io::Error::from(e) {
+        let name = |e: Errno| match io::Error::from(e) {
             e if e.kind() == io::ErrorKind::AlreadyExists => exists(&self.target),
             e => Error::io("write: naming the finished file", e).with_path(&self.target),
         };
+        if let Ok(replaced) = std::fs::metadata(&self.target)
+            && self.overwrite
+        {
+            // Who may read the old file may read the new one, and nobody else.
+            let _ = self.storage.file().set_permissions(replaced.permissions());
+        }
         match self.temporary.take() {
             Some(temporary) => {
                 let result = rename(&temporary, &self.target, self.overwrite);
@@ -140,6 +147,10 @@ fn folder_of(path: &Path) -> &Path {
 }
 
 fn unnamed(folder: &Path) -> io::Result<File> {
+    // Without it the file could never get a name.
+    if !Path::new("/proc/self/fd").exists() {
+        return Err(io::ErrorKind::Unsupported.into());
+    }
     OpenOptions::new()
         .read(true)
         .write(true)
@@ -165,14 +176,10 @@ fn named(target: &Path) -> Result<(File, PathBuf)> {
     Ok((file, name))
 }
 
+/// Short whatever the target is called, since a file system limits the length of names.
 fn temporary_name(target: &Path) -> PathBuf {
-    let mut name = std::ffi::OsString::from(".");
-    name.push(target.file_name().unwrap_or_default());
-    name.push(format!(
-        ".{}.tmp",
-        &uuid::Uuid::new_v4().simple().to_string()[..8]
-    ));
-    target.with_file_name(name)
+    let unique = uuid::Uuid::new_v4().simple().to_string();
+    target.with_file_name(format!(".vhdkit-{}.tmp", &unique[..12]))
 }
 
 fn link(file: &File, target: &Path) -> rustix::io::Result<()> {
@@ -186,9 +193,15 @@ fn rename(from: &Path, to: &Path, overwrite: bool) -> rustix::io::Result<()> {
     }
     match rustix::fs::renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
         // A file system without the flag: a hard link refuses an existing target just as well.
-        Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOSYS) => {
-            rustix::fs::link(from, to)?;
-            rustix::fs::unlink(from)
+        Err(Errno::INVAL | Errno::NOSYS) => {
+            match rustix::fs::link(from, to) {
+                Ok(()) => rustix::fs::unlink(from),
+                // Neither: a look before the rename is what is left.
+                Err(Errno::PERM | Errno::OPNOTSUPP | Errno::NOSYS) if !to.exists() => {
+                    rustix::fs::rename(from, to)
+                }
+                Err(e) => Err(e),
+            }
         }
         other => other,
     }
@@ -215,4 +228,62 @@ fn folder_error(target: &Path, error: io::Error) -> Error {
             .with_hint(format!("create the folder {} first", folder.display()));
     }
     Error::io("create", error).with_path(target)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::PermissionsExt;
+
+    #[test]
+    fn a_file_appears_complete_or_not_at_all() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("disk");
+        let names = || std::fs::read_dir(folder.path()).unwrap().count();
+        let dropped = NewFile::create(&path, false).unwrap();
+        dropped.storage().write_at(0, b"half").unwrap();
+        drop(dropped);
+        assert_eq!(names(), 0);
+        let file = NewFile::create(&path, false).unwrap();
+        file.storage().write_at(0, b"whole").unwrap();
+        file.publish().unwrap();
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "whole");
+        assert_eq!(
+            NewFile::create(&path, false).map(drop).unwrap_err().kind(),
+            ErrorKind::AlreadyExists
+        );
+        // Somebody else was faster.
+        let other = folder.path().join("other");
+        let late = NewFile::create(&other, false).unwrap();
+        std::fs::write(&other, "first").unwrap();
+        assert_eq!(late.publish().unwrap_err().kind(), ErrorKind::AlreadyExists);
+        assert_eq!(std::fs::read_to_string(&other).unwrap(), "first");
+        assert_eq!(names(), 2);
+    }
+
+    #[test]
+    fn replacing_keeps_the_permissions_follows_links_and_spares_what_is_no_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let (path, link) = (folder.path().join("disk"), folder.path().join("link"));
+        std::fs::write(&path, "old").unwrap();
+        std::fs::set_permissions(&path, PermissionsExt::from_mode(0o600)).unwrap();
+        std::os::unix::fs::symlink("disk", &link).unwrap();
+        let file = NewFile::create(&link, true).unwrap();
+        file.storage().write_at(0, b"new").unwrap();
+        file.publish().unwrap();
+        assert!(link.is_symlink());
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "new");
+        assert_eq!(
+            std::fs::metadata(&path).unwrap().permissions().mode() & 0o777,
+            0o600
+        );
+        for other in [Path::new("/dev/null"), folder.path()] {
+            let refused = NewFile::create(other, true).map(drop).unwrap_err();
+            assert_eq!(refused.kind(), ErrorKind::AlreadyExists);
+        }
+        let in_use = FileStorage::open(&path, Access::ReadOnly).unwrap();
+        let refused = NewFile::create(&link, true).map(drop).unwrap_err();
+        assert_eq!(refused.kind(), ErrorKind::SharingViolation);
+        drop(in_use);
+    }
 }
