@@ -167,6 +167,8 @@ impl Image for RawImage {
 /// Makes a raw file: payload goes where it is on the disk.
 pub struct RawBuilder {
     storage: Arc<dyn Storage>,
+    /// Payload will be written, not shared: space is reserved for each long run of it.
+    reserve: AtomicBool,
 }
 
 impl RawBuilder {
@@ -194,9 +196,15 @@ impl RawBuilder {
             }
             storage.punch_hole(0, size)?;
         }
-        Ok(Self { storage })
+        Ok(Self {
+            storage,
+            reserve: AtomicBool::new(false),
+        })
     }
 }
+
+/// Shorter runs are not worth a call of their own.
+const LONG_RUN: u64 = 256 * 1024;
 
 impl ImageBuilder for RawBuilder {
     fn storage(&self) -> &Arc<dyn Storage> {
@@ -207,7 +215,14 @@ impl ImageBuilder for RawBuilder {
         1 << 40
     }
 
-    fn place(&self, offset: u64, _length: u64) -> Result<u64> {
+    fn expect_blocks(&self, _count: u64) {
+        self.reserve.store(true, Relaxed);
+    }
+
+    fn place(&self, offset: u64, length: u64) -> Result<u64> {
+        if length >= LONG_RUN && self.reserve.load(Relaxed) {
+            self.storage.reserve_bulk(offset, length)?;
+        }
         Ok(offset)
     }
 

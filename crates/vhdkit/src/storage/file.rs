@@ -7,7 +7,7 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use std::sync::{OnceLock, PoisonError, RwLock};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 
 use rustix::fs::{FallocateFlags, SeekFrom};
 use rustix::io::Errno;
@@ -45,6 +45,10 @@ pub struct FileStorage {
     direct: OnceLock<Option<File>>,
     no_holes: AtomicBool,
     no_clone: AtomicBool,
+    /// The last run of data that was found, to its real end. Looking for the end of a run takes some file systems (one
+    /// in memory above all) as long as the run is, and whoever asks for its parts asks often. A hole made in it since
+    /// is overlooked, which costs time and nothing else.
+    known_data: Mutex<Range<u64>>,
     // Last, so that the table is told after the descriptors are closed.
     _lock: Lock,
 }
@@ -102,6 +106,7 @@ impl FileStorage {
             direct: OnceLock::new(),
             no_holes: AtomicBool::new(false),
             no_clone: AtomicBool::new(false),
+            known_data: Mutex::new(0..0),
             _lock: lock,
         })
     }
@@ -322,6 +327,10 @@ impl Storage for FileStorage {
         if self.block_device || self.no_holes.load(Relaxed) {
             return Ok(Some(range));
         }
+        let known = lock(&self.known_data).clone();
+        if known.contains(&range.start) {
+            return Ok(Some(range.start..range.end.min(known.end)));
+        }
         let start = match rustix::fs::seek(&self.file, SeekFrom::Data(range.start)) {
             Ok(start) => start.max(range.start),
             Err(Errno::NXIO) => return Ok(None),
@@ -335,10 +344,11 @@ impl Storage for FileStorage {
             return Ok(None);
         }
         let end = match rustix::fs::seek(&self.file, SeekFrom::Hole(start)) {
-            Ok(end) => end.min(range.end),
+            Ok(end) => end.max(start + 1),
             Err(_) => range.end,
         };
-        Ok(Some(start..end.max(start + 1)))
+        *lock(&self.known_data) = start..end;
+        Ok(Some(start..end.min(range.end)))
     }
 
     fn can_clone_from(&self, source: &dyn Storage) -> bool {
@@ -520,6 +530,10 @@ fn is_aligned(offset: u64, bytes: &[u8]) -> bool {
 
 fn is_invalid(error: &io::Error) -> bool {
     error.raw_os_error() == Some(Errno::INVAL.raw_os_error())
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn unsupported(error: Errno) -> bool {
