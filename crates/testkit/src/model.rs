@@ -136,7 +136,7 @@ pub fn assert_extents(disk: &VirtualDisk, expected: &MemoryStorage, what: &str) 
                 }
             }
             Some(location) => {
-                let storage = disk.layers()[location.layer].image().storage();
+                let storage = disk.layers()[location.layer].storage.clone();
                 // Both ends of the run are enough to see that it is the right place.
                 for (offset, n) in [
                     (0, extent.length.min(4096)),

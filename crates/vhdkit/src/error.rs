@@ -210,10 +210,14 @@ kinds! {
     InvalidParameter = 87;
     /// ERROR_DISK_FULL: the host file system has no space left.
     DiskFull = 112;
+    /// ERROR_BUSY: another operation is running on this disk.
+    Busy = 170;
     /// ERROR_FILE_TOO_LARGE: the host file system or the process limit forbids a file this long.
     FileTooLarge = 223;
     /// ERROR_OPERATION_ABORTED: cancelled on request.
     Aborted = 995;
+    /// ERROR_NOT_FOUND: there is no such item, or no such operation.
+    ItemNotFound = 1168;
     /// ERROR_FILE_CORRUPT: VHDX headers, regions, metadata or log, or an ISO's descriptors, are damaged.
     FileCorrupt = 1392;
     /// ERROR_VHD_DRIVE_FOOTER_MISSING.
@@ -266,6 +270,14 @@ kinds! {
     InvalidState = 0xC03A_001C;
     /// ERROR_VIRTDISK_UNSUPPORTED_DISK_SECTOR_SIZE.
     UnsupportedSectorSize = 0xC03A_001D;
+    /// ERROR_VHD_RESIZE_WOULD_TRUNCATE_DATA: the new size would cut off a partition.
+    WouldTruncateData = 0xC03A_0025;
+    /// ERROR_VHD_COULD_NOT_COMPUTE_MINIMUM_VIRTUAL_SIZE: there is no readable partition table.
+    NoSmallestSize = 0xC03A_0026;
+    /// ERROR_VHD_ALREADY_AT_OR_BELOW_MINIMUM_VIRTUAL_SIZE.
+    AlreadySmallest = 0xC03A_0027;
+    /// ERROR_VHD_METADATA_FULL: no room for further metadata items.
+    MetadataFull = 0xC03A_0028;
 }
 
 impl ErrorKind {

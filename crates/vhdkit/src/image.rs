@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use uuid::Uuid;
 
-use crate::error::Result;
+use crate::error::{Error, ErrorKind, Result};
 use crate::storage::Storage;
 
 /// A file format.
@@ -246,6 +246,168 @@ pub trait Image: Send + Sync {
     /// Flushes and leaves the file clean (an empty log, no spare space at the end). Later writes fail. Closing twice
     /// does nothing.
     fn close(&self) -> Result<()>;
+
+    // What follows changes the structure of the file or its identity, or looks at it. The changes need the image to
+    // themselves, hence `&mut`. Each is durable when it returns, and a crash inside leaves the state before or after.
+    // The defaults are those of a format that cannot do it.
+
+    /// How the file's space is used. Reads tables, never payload.
+    fn usage(&self) -> Result<Usage> {
+        let file_size = self.storage().len()?;
+        Ok(Usage {
+            file_size,
+            payload: file_size,
+            packed_size: file_size,
+            ..Usage::default()
+        })
+    }
+
+    /// The first block at or behind `offset` (of the virtual disk) that takes space in the file: the part of the
+    /// virtual disk that it stands for. A block that holds on to space without content counts. `None` if there is
+    /// none, and for fixed disks and formats without blocks, whose space is not given back.
+    fn next_allocated(&self, offset: u64) -> Result<Option<AllocatedBlock>> {
+        let _ = offset;
+        Ok(None)
+    }
+
+    /// Gives back the space of a block found by [`Image::next_allocated`], of which the caller knows that the disk
+    /// reads as zeros there (or that it has no content). What the disk reads does not change, and so neither does the
+    /// identity that children have recorded. False if that is not possible (a VHD child cannot hide its parent's data
+    /// without a block). Durable with the next flush.
+    fn release(&mut self, block: &AllocatedBlock, backing: &dyn Backing) -> Result<bool> {
+        let _ = (block, backing);
+        Ok(false)
+    }
+
+    /// Moves blocks from the end of the file into free space before them, at most `budget` bytes (but at least one
+    /// block) in one call, durably. When nothing is left to be moved, the file has been cut off behind the last byte
+    /// in use, durably. Identifiers that children have recorded do not change.
+    fn pack(&mut self, budget: u64) -> Result<Packed> {
+        let _ = budget;
+        Ok(Packed::default())
+    }
+
+    /// Makes the virtual disk larger or smaller. What is added reads as zeros: not as data that was cut off before,
+    /// not as data of a parent. Identifiers that children have recorded change as the format demands. `pace` is told
+    /// how far the work is; if it fails, the disk keeps its old size and the error is returned.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidType`] where the format or type cannot do it, [`ErrorKind::InvalidSize`] outside its
+    /// limits.
+    fn resize(&mut self, size: u64, backing: &dyn Backing, pace: Pace<'_>) -> Result<()> {
+        let _ = (size, backing, pace);
+        Err(unable(self.info().format, "be resized"))
+    }
+
+    /// Replaces everything that a differencing image says of its parent.
+    fn set_parent(&mut self, link: &ParentLink) -> Result<()> {
+        let _ = link;
+        Err(unable(self.info().format, "have a parent"))
+    }
+
+    /// Changes which values of the parent's [`ImageInfo::link_identifier`] are accepted, and nothing else of what the
+    /// image says of its parent: one value, or (VHDX) two while the parent is about to change.
+    fn set_parent_identifiers(&mut self, identifiers: &[Uuid]) -> Result<()> {
+        let _ = identifiers;
+        Err(unable(self.info().format, "have a parent"))
+    }
+
+    /// Gives the image a chosen [`ImageInfo::link_identifier`], as a sign that its content changes from now on; writes
+    /// of this session keep it. A format whose link identifier does not follow its content does nothing.
+    fn set_link_identifier(&mut self, identifier: Uuid) -> Result<()> {
+        let _ = identifier;
+        Ok(())
+    }
+
+    /// Changes [`ImageInfo::identifier`]. For a VHD this is what its children have recorded: they lose their parent.
+    fn set_identifier(&mut self, identifier: Uuid) -> Result<()> {
+        let _ = identifier;
+        Err(unable(self.info().format, "have an identifier"))
+    }
+
+    /// Changes [`ImageInfo::physical_sector_size`].
+    fn set_physical_sector_size(&mut self, size: u32) -> Result<()> {
+        let _ = size;
+        Err(unable(
+            self.info().format,
+            "change its physical sector size",
+        ))
+    }
+
+    /// Identifiers and lengths in bytes of the user's metadata items, in the order of the file.
+    fn user_metadata(&self) -> Result<Vec<(Uuid, u32)>> {
+        Err(unable(self.info().format, "hold metadata"))
+    }
+
+    /// One of the user's metadata items.
+    ///
+    /// # Errors
+    /// [`ErrorKind::ItemNotFound`].
+    fn read_user_metadata(&self, item: Uuid) -> Result<Vec<u8>> {
+        let _ = item;
+        Err(unable(self.info().format, "hold metadata"))
+    }
+
+    /// Writes, replaces or (`None`) deletes one of the user's metadata items.
+    ///
+    /// # Errors
+    /// [`ErrorKind::MetadataFull`] beyond the format's limits; [`ErrorKind::ItemNotFound`] if there is none to delete.
+    fn write_user_metadata(&mut self, item: Uuid, value: Option<&[u8]>) -> Result<()> {
+        let _ = (item, value);
+        Err(unable(self.info().format, "hold metadata"))
+    }
+}
+
+fn unable(format: Format, what: &str) -> Error {
+    Error::new(
+        ErrorKind::InvalidType,
+        format!("a {} disk cannot {what}", format.name()),
+    )
+}
+
+/// Told of units done and units in all; an error asks to stop and is handed on.
+pub type Pace<'a> = &'a mut dyn FnMut(u64, u64) -> Result<()>;
+
+/// How the space of a file is used, in bytes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[expect(clippy::exhaustive_structs, reason = "a plain answer")]
+pub struct Usage {
+    /// Length of the file.
+    pub file_size: u64,
+    /// Blocks of the virtual disk.
+    pub payload: u64,
+    /// Headers, tables, logs, bitmaps, metadata.
+    pub structures: u64,
+    /// Inside the file and not in use.
+    pub free: u64,
+    /// Length of the file after packing without releasing anything.
+    pub packed_size: u64,
+    /// How many blocks have space.
+    pub allocated_blocks: u64,
+    /// How many of them do not lie directly behind the allocated block before them.
+    pub displaced_blocks: u64,
+}
+
+/// A block that takes space in the file.
+#[derive(Clone, PartialEq, Eq, Debug)]
+#[expect(clippy::exhaustive_structs, reason = "a plain answer")]
+pub struct AllocatedBlock {
+    /// What it stands for, cut off at the end of the disk.
+    pub range: Range<u64>,
+    /// Bytes of the file that would become free.
+    pub space: u64,
+    /// False if it holds on to space without content: it reads as zeros.
+    pub has_content: bool,
+}
+
+/// What a step of packing did, in bytes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[expect(clippy::exhaustive_structs, reason = "a plain answer")]
+pub struct Packed {
+    /// Moved by this call.
+    pub moved: u64,
+    /// Still to be moved; with 0 the work is over.
+    pub left: u64,
 }
 
 /// An image being made: payload first, in any order; metadata at the end; the signature last.

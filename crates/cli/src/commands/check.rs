@@ -138,7 +138,7 @@ impl Report {
                 .layers()
                 .iter()
                 .skip(1)
-                .map(|layer| layer.path().to_path_buf())
+                .map(|layer| layer.path.clone())
                 .collect(),
             Err(_) => reachable_parents(args),
         };

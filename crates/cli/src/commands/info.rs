@@ -5,7 +5,7 @@ use std::time::{Duration, UNIX_EPOCH};
 
 use serde::Serialize;
 use vhdkit::VirtualDisk;
-use vhdkit::disk::{Layer, OpenOptions, Parents};
+use vhdkit::disk::{LayerInfo, OpenOptions, Parents};
 use vhdkit::image::{ImageInfo, ParentReference};
 use vhdkit::storage::{Access, FileStorage};
 
@@ -110,13 +110,13 @@ struct ParentPath {
 }
 
 impl Image {
-    pub(super) fn of(layer: &Layer) -> Self {
-        let info: ImageInfo = layer.image().info();
-        let allocated = FileStorage::open(layer.path(), Access::ReadOnly)
+    pub(super) fn of(layer: &LayerInfo) -> Self {
+        let info: ImageInfo = layer.info.clone();
+        let allocated = FileStorage::open(&layer.path, Access::ReadOnly)
             .and_then(|file| file.allocated())
             .ok();
         Self {
-            path: text(layer.path()),
+            path: text(&layer.path),
             format: info.format.name(),
             disk_type: info.disk_type.name(),
             kind: formats::describe(info.format, info.disk_type),

@@ -15,7 +15,7 @@ use crate::output::Output;
 pub(crate) fn run(args: &MapArgs, session: &mut Session) -> Result<u8, Failure> {
     formats::warn_if_unlike_its_name(&args.path);
     let disk = args.parents.open_options()?.open(&args.path)?;
-    let files: Vec<String> = disk.layers().iter().map(|l| text(l.path())).collect();
+    let files: Vec<String> = disk.layers().iter().map(|l| text(&l.path)).collect();
     let out = &mut session.out;
     if args.output.json {
         json(&disk, &files, out)?;

@@ -30,7 +30,8 @@ pub enum Parents {
 /// How to open a disk.
 #[derive(Clone, Debug, Default)]
 pub struct OpenOptions {
-    writable: bool,
+    /// Images opened for writing, from the leaf on.
+    write_depth: usize,
     format: Option<Format>,
     parents: Parents,
     parent_map: ParentMap,
@@ -43,10 +44,17 @@ impl OpenOptions {
         Self::default()
     }
 
-    /// Opens the leaf for writing; parents are always opened read-only.
+    /// Opens the leaf for writing and its parents read-only.
     #[must_use]
-    pub fn writable(mut self, writable: bool) -> Self {
-        self.writable = writable;
+    pub fn writable(self, writable: bool) -> Self {
+        self.write_depth(usize::from(writable))
+    }
+
+    /// Opens this many images of the chain for writing, the leaf first: for operations that change parents. Writes to
+    /// the disk go to the leaf all the same.
+    #[must_use]
+    pub fn write_depth(mut self, images: usize) -> Self {
+        self.write_depth = images;
         self
     }
 
@@ -98,7 +106,8 @@ impl OpenOptions {
     fn open_chain(&self, path: &Path) -> Result<VirtualDisk> {
         let mut layers = Vec::new();
         let mut seen: HashMap<(u64, u64), PathBuf> = HashMap::new();
-        let (mut layer, mut info) = open_layer(path, self.format, self.writable, self.direct)?;
+        let (mut layer, mut info) =
+            open_layer(path, self.format, self.write_depth > 0, self.direct)?;
         seen.extend(file_id(path).map(|id| (id, path.to_path_buf())));
         loop {
             let depth = layers.len();
@@ -127,12 +136,13 @@ impl OpenOptions {
                 }
                 seen.insert(id, parent.clone());
             }
-            let (next, next_info) = open_layer(&parent, None, false, self.direct)
+            let writable = self.write_depth > depth + 1;
+            let (next, next_info) = open_layer(&parent, None, writable, self.direct)
                 .map_err(|e| in_parent(&e, &child_path, &parent))?;
             verify(&info, &child_path, &next_info, &parent)?;
             (layer, info) = (next, next_info);
         }
-        VirtualDisk::from_layers(layers, self.writable)
+        VirtualDisk::from_layers(layers, self.write_depth > 0)
     }
 }
 
@@ -155,7 +165,7 @@ fn open_layer(
     };
     let image = open_image(storage, format, writable).at_path(path)?;
     let info = image.info();
-    Ok((Layer::new(image, path), info))
+    Ok((Layer::new(image, path).writable(writable), info))
 }
 
 /// The child's records against what the parent is.

@@ -4,6 +4,7 @@
 
 mod chain;
 mod detect;
+mod gate;
 mod locate;
 
 pub use chain::{OpenOptions, Parents};
@@ -12,26 +13,37 @@ pub use locate::{ParentMap, find_parent, relative_windows_path};
 
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::error::{Context, Error, ErrorKind, Result};
 use crate::image::{Backing, ExtentKind, Image, ImageInfo, ZeroMode};
 use crate::num::to_usize;
+use crate::storage::Storage;
+use gate::Gate;
 
 /// A virtual disk: one image, or a differencing image with all its ancestors.
 ///
-/// All methods may be called from any number of threads at once. Dropping a writable disk closes it as
-/// [`VirtualDisk::close`] does, but cannot report an error: call `close` where it matters.
+/// All methods may be called from any number of threads at once, also while an operation changes the structure of the
+/// disk. Dropping a writable disk closes it as [`VirtualDisk::close`] does, but cannot report an error: call `close`
+/// where it matters.
 pub struct VirtualDisk {
+    chain: Gate<Chain>,
+    /// An operation that changes the structure is running.
+    busy: AtomicBool,
+}
+
+/// What the disk is made of. Operations change it while no request runs.
+pub(crate) struct Chain {
     /// The leaf first. Never empty.
     layers: Vec<Layer>,
-    virtual_size: u64,
-    writable: bool,
 }
 
 /// One image of a chain.
 pub struct Layer {
     image: Box<dyn Image>,
     path: PathBuf,
+    writable: bool,
 }
 
 impl Layer {
@@ -40,7 +52,16 @@ impl Layer {
         Self {
             image,
             path: path.into(),
+            writable: false,
         }
+    }
+
+    /// Says that the image was opened for writing. [`VirtualDisk`] writes only to the leaf; operations may write to
+    /// other layers.
+    #[must_use]
+    pub fn writable(mut self, writable: bool) -> Self {
+        self.writable = writable;
+        self
     }
 
     /// The image.
@@ -48,10 +69,32 @@ impl Layer {
         &*self.image
     }
 
+    /// The image, to change its structure.
+    pub(crate) fn image_mut(&mut self) -> &mut dyn Image {
+        &mut *self.image
+    }
+
     /// Its file.
     pub fn path(&self) -> &Path {
         &self.path
     }
+
+    /// True if it was opened for writing.
+    pub fn is_writable(&self) -> bool {
+        self.writable
+    }
+}
+
+/// What one image of a chain is, at the moment of asking.
+#[derive(Clone)]
+#[non_exhaustive]
+pub struct LayerInfo {
+    /// Its file.
+    pub path: PathBuf,
+    /// What the image says about itself.
+    pub info: ImageInfo,
+    /// Where the bytes of its extents are.
+    pub storage: Arc<dyn Storage>,
 }
 
 /// A run of the disk that has one answer, resolved through the chain. Lengths and offsets are in bytes.
@@ -83,48 +126,57 @@ impl VirtualDisk {
         OpenOptions::new().open(path)
     }
 
-    /// A disk of images that are already open: the leaf first, then its parent, and so on. Linkage is not verified.
+    /// A disk of images that are already open: the leaf first, then its parent, and so on. With `writable` the leaf
+    /// was opened for writing. Linkage is not verified.
     ///
     /// # Errors
     /// [`ErrorKind::InvalidParameter`] if there is no layer.
-    pub fn from_layers(layers: Vec<Layer>, writable: bool) -> Result<Self> {
-        let Some(leaf) = layers.first() else {
+    pub fn from_layers(mut layers: Vec<Layer>, writable: bool) -> Result<Self> {
+        let Some(leaf) = layers.first_mut() else {
             return Err(Error::new(
                 ErrorKind::InvalidParameter,
                 "a disk needs at least one image",
             ));
         };
-        let virtual_size = leaf.image.virtual_size();
+        leaf.writable = writable;
         Ok(Self {
-            layers,
-            virtual_size,
-            writable,
+            chain: Gate::new(Chain { layers }),
+            busy: AtomicBool::new(false),
         })
     }
 
-    /// The images, leaf first.
-    pub fn layers(&self) -> &[Layer] {
-        &self.layers
+    /// The images, leaf first, as they are now.
+    pub fn layers(&self) -> Vec<LayerInfo> {
+        self.chain
+            .read()
+            .layers
+            .iter()
+            .map(|layer| LayerInfo {
+                path: layer.path.clone(),
+                info: layer.image.info(),
+                storage: layer.image.storage().clone(),
+            })
+            .collect()
     }
 
     /// What the leaf says about itself.
     pub fn info(&self) -> ImageInfo {
-        self.leaf().image.info()
+        self.chain.read().leaf().image.info()
     }
 
     /// The leaf's file.
-    pub fn path(&self) -> &Path {
-        &self.leaf().path
+    pub fn path(&self) -> PathBuf {
+        self.chain.read().leaf().path.clone()
     }
 
     /// Size of the disk in bytes.
     pub fn virtual_size(&self) -> u64 {
-        self.virtual_size
+        self.chain.read().virtual_size()
     }
 
     /// True if it was opened for writing.
     pub fn is_writable(&self) -> bool {
-        self.writable
+        self.chain.read().leaf().writable
     }
 
     /// Fills `buf` from `offset`, a range of any alignment.
@@ -133,11 +185,12 @@ impl VirtualDisk {
     /// [`ErrorKind::BeyondEnd`] if the range reaches past the end; [`ErrorKind::ReadFault`] and what a damaged image
     /// gives.
     pub fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
-        self.check_range(offset, buf.len() as u64)?;
+        let chain = self.chain.read();
+        chain.check_range(offset, buf.len() as u64)?;
         if buf.is_empty() {
             return Ok(());
         }
-        read_layers(&self.layers, offset, buf)
+        read_layers(&chain.layers, offset, buf)
     }
 
     /// Writes `data` at `offset`, a range of any alignment.
@@ -146,14 +199,9 @@ impl VirtualDisk {
     /// [`ErrorKind::BeyondEnd`], [`ErrorKind::WriteProtected`], [`ErrorKind::DiskFull`], [`ErrorKind::WriteFault`];
     /// [`ErrorKind::InvalidState`] after an error that made the file untrustworthy until it is opened again.
     pub fn write_at(&self, offset: u64, data: &[u8]) -> Result<()> {
-        self.check_write(offset, data.len() as u64)?;
-        if data.is_empty() {
-            return Ok(());
-        }
-        let leaf = self.leaf();
-        leaf.image
-            .write_at(offset, data, &self.ancestors())
-            .at_path(&leaf.path)
+        self.modify(offset, data.len() as u64, |leaf, ancestors| {
+            leaf.write_at(offset, data, ancestors)
+        })
     }
 
     /// Makes a range read as zeros.
@@ -161,14 +209,9 @@ impl VirtualDisk {
     /// # Errors
     /// As [`VirtualDisk::write_at`].
     pub fn zero(&self, offset: u64, length: u64, mode: ZeroMode) -> Result<()> {
-        self.check_write(offset, length)?;
-        if length == 0 {
-            return Ok(());
-        }
-        let leaf = self.leaf();
-        leaf.image
-            .zero(offset, length, mode, &self.ancestors())
-            .at_path(&leaf.path)
+        self.modify(offset, length, |leaf, ancestors| {
+            leaf.zero(offset, length, mode, ancestors)
+        })
     }
 
     /// Tells that the range is no longer needed: each of its sectors then reads as zeros or as before, never as data
@@ -177,14 +220,24 @@ impl VirtualDisk {
     /// # Errors
     /// As [`VirtualDisk::write_at`].
     pub fn discard(&self, offset: u64, length: u64) -> Result<()> {
-        self.check_write(offset, length)?;
+        self.modify(offset, length, |leaf, ancestors| {
+            leaf.discard(offset, length, ancestors)
+        })
+    }
+
+    fn modify(
+        &self,
+        offset: u64,
+        length: u64,
+        change: impl Fn(&dyn Image, &dyn Backing) -> Result<()>,
+    ) -> Result<()> {
+        let chain = self.chain.read();
+        chain.check_write(offset, length)?;
         if length == 0 {
             return Ok(());
         }
-        let leaf = self.leaf();
-        leaf.image
-            .discard(offset, length, &self.ancestors())
-            .at_path(&leaf.path)
+        let leaf = chain.leaf();
+        change(&*leaf.image, &chain.ancestors(0)).at_path(&leaf.path)
     }
 
     /// Returns when everything written before would survive a crash or a power cut.
@@ -192,8 +245,9 @@ impl VirtualDisk {
     /// # Errors
     /// As [`VirtualDisk::write_at`].
     pub fn flush(&self) -> Result<()> {
-        let leaf = self.leaf();
-        if self.writable {
+        let chain = self.chain.read();
+        let leaf = chain.leaf();
+        if leaf.writable {
             leaf.image.flush().at_path(&leaf.path)
         } else {
             Ok(())
@@ -205,7 +259,7 @@ impl VirtualDisk {
     /// # Errors
     /// As [`VirtualDisk::write_at`].
     pub fn close(self) -> Result<()> {
-        self.close_leaf()
+        self.chain.change(Chain::close)
     }
 
     /// The longest run starting at `offset`, at most `length` bytes, that has one answer.
@@ -213,14 +267,15 @@ impl VirtualDisk {
     /// # Errors
     /// [`ErrorKind::BeyondEnd`], [`ErrorKind::InvalidParameter`] if `length` is zero, and what a damaged image gives.
     pub fn map(&self, offset: u64, length: u64) -> Result<DiskExtent> {
-        self.check_range(offset, length)?;
+        let chain = self.chain.read();
+        chain.check_range(offset, length)?;
         if length == 0 {
             return Err(Error::new(
                 ErrorKind::InvalidParameter,
                 "an extent query needs a length",
             ));
         }
-        map_layers(&self.layers, offset, length)
+        map_layers(&chain.layers, offset, length)
     }
 
     /// The runs of a range, one after the other. Neighbouring runs of zeros come as one.
@@ -228,55 +283,112 @@ impl VirtualDisk {
         Extents { disk: self, range }
     }
 
-    fn leaf(&self) -> &Layer {
+    /// The chain as it is, for looking. Not to be held across another call of this disk.
+    pub(crate) fn with_chain<R>(&self, look: impl FnOnce(&Chain) -> R) -> R {
+        look(&self.chain.read())
+    }
+
+    /// The chain, to change it while no request runs. Meant to be short: requests wait meanwhile.
+    pub(crate) fn change_chain<R>(&self, change: impl FnOnce(&mut Chain) -> R) -> R {
+        self.chain.change(change)
+    }
+
+    /// Reserves the disk for one operation that changes its structure, until the result is dropped.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Busy`] if there is one already.
+    pub(crate) fn reserve(&self) -> Result<Reserved<'_>> {
+        if self.busy.swap(true, Ordering::AcqRel) {
+            return Err(
+                Error::new(ErrorKind::Busy, "another operation is running on this disk")
+                    .with_path(self.path())
+                    .with_hint("wait for its end, or cancel it"),
+            );
+        }
+        Ok(Reserved(self))
+    }
+}
+
+/// See [`VirtualDisk::reserve`].
+pub(crate) struct Reserved<'a>(&'a VirtualDisk);
+
+impl Drop for Reserved<'_> {
+    fn drop(&mut self) {
+        self.0.busy.store(false, Ordering::Release);
+    }
+}
+
+impl Chain {
+    pub(crate) fn layers(&self) -> &[Layer] {
+        &self.layers
+    }
+
+    pub(crate) fn layers_mut(&mut self) -> &mut Vec<Layer> {
+        &mut self.layers
+    }
+
+    pub(crate) fn leaf(&self) -> &Layer {
         &self.layers[0]
     }
 
-    fn ancestors(&self) -> Ancestors<'_> {
-        Ancestors(&self.layers[1..])
+    /// A layer to change, and what lies behind it.
+    pub(crate) fn split(&mut self, layer: usize) -> (&mut Layer, Ancestors<'_>) {
+        let (front, behind) = self.layers.split_at_mut(layer + 1);
+        (&mut front[layer], Ancestors(behind))
+    }
+
+    /// What lies behind a layer.
+    pub(crate) fn ancestors(&self, layer: usize) -> Ancestors<'_> {
+        Ancestors(&self.layers[layer + 1..])
+    }
+
+    pub(crate) fn virtual_size(&self) -> u64 {
+        self.leaf().image.virtual_size()
+    }
+
+    /// Fails unless a layer may be written to.
+    pub(crate) fn check_writable(&self, layer: usize) -> Result<()> {
+        let layer = &self.layers[layer];
+        if layer.writable {
+            return Ok(());
+        }
+        Err(
+            Error::new(ErrorKind::WriteProtected, "the disk was opened read-only")
+                .with_path(&layer.path),
+        )
     }
 
     fn check_range(&self, offset: u64, length: u64) -> Result<()> {
-        if offset
-            .checked_add(length)
-            .is_none_or(|end| end > self.virtual_size)
-        {
+        let size = self.virtual_size();
+        if offset.checked_add(length).is_none_or(|end| end > size) {
             return Err(Error::new(
                 ErrorKind::BeyondEnd,
-                format!(
-                    "{length} bytes at {offset} reach past the end of the disk at {}",
-                    self.virtual_size
-                ),
+                format!("{length} bytes at {offset} reach past the end of the disk at {size}"),
             )
-            .with_path(self.path()));
+            .with_path(&self.leaf().path));
         }
         Ok(())
     }
 
     fn check_write(&self, offset: u64, length: u64) -> Result<()> {
-        if !self.writable {
-            return Err(
-                Error::new(ErrorKind::WriteProtected, "the disk was opened read-only")
-                    .with_path(self.path()),
-            );
-        }
+        self.check_writable(0)?;
         self.check_range(offset, length)
     }
 
-    fn close_leaf(&self) -> Result<()> {
-        let leaf = self.leaf();
-        if self.writable {
-            leaf.image.close().at_path(&leaf.path)
-        } else {
-            Ok(())
+    /// Closes all layers that were opened for writing, also if one fails; the first error is returned.
+    fn close(&mut self) -> Result<()> {
+        let mut result = Ok(());
+        for layer in self.layers.iter().filter(|layer| layer.writable) {
+            result = result.and(layer.image.close().at_path(&layer.path));
         }
+        result
     }
 }
 
-impl Drop for VirtualDisk {
+impl Drop for Chain {
     fn drop(&mut self) {
         // Whoever needs to know calls `close`, after which this does nothing.
-        let _ = self.close_leaf();
+        let _ = self.close();
     }
 }
 
@@ -314,8 +426,8 @@ impl Iterator for Extents<'_> {
     }
 }
 
-/// The layers behind a leaf.
-struct Ancestors<'a>(&'a [Layer]);
+/// The layers behind another.
+pub(crate) struct Ancestors<'a>(&'a [Layer]);
 
 impl Backing for Ancestors<'_> {
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<()> {

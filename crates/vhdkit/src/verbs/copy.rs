@@ -6,6 +6,7 @@
 //! nothing is read and one thread does it all.
 
 use std::ops::Range;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
@@ -99,13 +100,21 @@ pub(super) fn copy(
     target: &dyn ImageBuilder,
     monitor: &Monitor,
 ) -> Result<Copied> {
-    let leaf = source.layers().first().map(|layer| layer.image().storage());
-    let clone = leaf.is_some_and(|leaf| target.storage().can_clone_from(&**leaf));
+    let layers: Vec<Arc<dyn Storage>> = source.with_chain(|c| {
+        c.layers()
+            .iter()
+            .map(|l| l.image().storage().clone())
+            .collect()
+    });
+    let clone = layers
+        .first()
+        .is_some_and(|leaf| target.storage().can_clone_from(&**leaf));
     if !clone {
         target.expect_blocks(plan.blocks);
     }
     let copier = Copier {
         source,
+        layers,
         target,
         monitor,
         piece: if clone {
@@ -151,6 +160,8 @@ pub(super) fn copy(
 
 struct Copier<'a> {
     source: &'a VirtualDisk,
+    /// Where the bytes of the source's extents are, by layer.
+    layers: Vec<Arc<dyn Storage>>,
     target: &'a dyn ImageBuilder,
     monitor: &'a Monitor,
     /// Longest piece, and the multiple of the disk that it does not cross.
@@ -438,8 +449,8 @@ impl Copier<'_> {
     }
 
     fn storage_of(&self, from: DataLocation) -> Result<&dyn Storage> {
-        match self.source.layers().get(from.layer) {
-            Some(layer) => Ok(&**layer.image().storage()),
+        match self.layers.get(from.layer) {
+            Some(storage) => Ok(&**storage),
             None => Err(Error::new(
                 ErrorKind::Io,
                 "internal error: an extent of no layer",
