@@ -247,6 +247,23 @@ pub trait Image: Send + Sync {
     /// does nothing.
     fn close(&self) -> Result<()>;
 
+    /// Where in [`Image::storage`] the caller may put the bytes of a range that lies within one block, instead of
+    /// writing them through the image: at once if the block is all here, and if the range is the whole block it
+    /// becomes so, with zeros. `None` if that is not possible; then [`Image::write_at`] is.
+    ///
+    /// A crash may leave any sector of the range old, new or zero, so this is for ranges of which nobody reads this
+    /// image's content until the next flush.
+    fn place(&self, offset: u64, length: u64) -> Result<Option<u64>> {
+        let _ = (offset, length);
+        Ok(None)
+    }
+
+    /// True if [`ImageInfo::link_identifier`] changes with the content, so that a child has to be told of a change of
+    /// its parent beforehand.
+    fn link_follows_content(&self) -> bool {
+        false
+    }
+
     // What follows changes the structure of the file or its identity, or looks at it. The changes need the image to
     // themselves, hence `&mut`. Each is durable when it returns, and a crash inside leaves the state before or after.
     // The defaults are those of a format that cannot do it.

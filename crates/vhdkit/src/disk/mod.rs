@@ -6,9 +6,11 @@ mod chain;
 mod detect;
 mod gate;
 mod locate;
+mod mirror;
 
 pub use chain::{OpenOptions, Parents};
 pub use detect::{detect_format, open_image};
+pub(crate) use mirror::{DirtyMap, Mirror, Mirroring};
 pub use locate::{ParentMap, find_parent, relative_windows_path};
 
 use std::ops::Range;
@@ -37,6 +39,10 @@ pub struct VirtualDisk {
 pub(crate) struct Chain {
     /// The leaf first. Never empty.
     layers: Vec<Layer>,
+    /// The leaf is being merged: nobody may write to it.
+    frozen: bool,
+    /// What writes mean for a copy that is being made.
+    mirroring: Option<Mirroring>,
 }
 
 /// One image of a chain.
@@ -140,7 +146,11 @@ impl VirtualDisk {
         };
         leaf.writable = writable;
         Ok(Self {
-            chain: Gate::new(Chain { layers }),
+            chain: Gate::new(Chain {
+                layers,
+                frozen: false,
+                mirroring: None,
+            }),
             busy: AtomicBool::new(false),
         })
     }
@@ -185,12 +195,7 @@ impl VirtualDisk {
     /// [`ErrorKind::BeyondEnd`] if the range reaches past the end; [`ErrorKind::ReadFault`] and what a damaged image
     /// gives.
     pub fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
-        let chain = self.chain.read();
-        chain.check_range(offset, buf.len() as u64)?;
-        if buf.is_empty() {
-            return Ok(());
-        }
-        read_layers(&chain.layers, offset, buf)
+        self.chain.read().read_at(offset, buf)
     }
 
     /// Writes `data` at `offset`, a range of any alignment.
@@ -237,7 +242,11 @@ impl VirtualDisk {
             return Ok(());
         }
         let leaf = chain.leaf();
-        change(&*leaf.image, &chain.ancestors(0)).at_path(&leaf.path)
+        let source = || change(&*leaf.image, &chain.ancestors(0)).at_path(&leaf.path);
+        match &chain.mirroring {
+            None => source(),
+            Some(mirroring) => mirroring.modify(&(offset..offset + length), source, &change),
+        }
     }
 
     /// Returns when everything written before would survive a crash or a power cut.
@@ -248,10 +257,12 @@ impl VirtualDisk {
         let chain = self.chain.read();
         let leaf = chain.leaf();
         if leaf.writable {
-            leaf.image.flush().at_path(&leaf.path)
-        } else {
-            Ok(())
+            leaf.image.flush().at_path(&leaf.path)?;
+            if let Some(mirroring) = &chain.mirroring {
+                mirroring.flush();
+            }
         }
+        Ok(())
     }
 
     /// Flushes and leaves the files clean.
@@ -267,15 +278,7 @@ impl VirtualDisk {
     /// # Errors
     /// [`ErrorKind::BeyondEnd`], [`ErrorKind::InvalidParameter`] if `length` is zero, and what a damaged image gives.
     pub fn map(&self, offset: u64, length: u64) -> Result<DiskExtent> {
-        let chain = self.chain.read();
-        chain.check_range(offset, length)?;
-        if length == 0 {
-            return Err(Error::new(
-                ErrorKind::InvalidParameter,
-                "an extent query needs a length",
-            ));
-        }
-        map_layers(&chain.layers, offset, length)
+        self.chain.read().map(offset, length)
     }
 
     /// The runs of a range, one after the other. Neighbouring runs of zeros come as one.
@@ -327,6 +330,30 @@ impl Chain {
         &mut self.layers
     }
 
+    /// While it is frozen, writes of others fail.
+    pub(crate) fn set_frozen(&mut self, frozen: bool) {
+        self.frozen = frozen;
+    }
+
+    /// The second copy, if there is one.
+    pub(crate) fn mirror(&self) -> Option<&Mirror> {
+        match &self.mirroring {
+            Some(Mirroring::Both(mirror)) => Some(mirror),
+            _ => None,
+        }
+    }
+
+    pub(crate) fn set_mirroring(&mut self, mirroring: Option<Mirroring>) {
+        self.mirroring = mirroring;
+    }
+
+    /// Goes on with another image, alone. The others are closed.
+    pub(crate) fn replace(&mut self, leaf: Layer) -> Result<()> {
+        let result = self.close();
+        self.layers = vec![leaf];
+        result
+    }
+
     pub(crate) fn leaf(&self) -> &Layer {
         &self.layers[0]
     }
@@ -344,6 +371,27 @@ impl Chain {
 
     pub(crate) fn virtual_size(&self) -> u64 {
         self.leaf().image.virtual_size()
+    }
+
+    /// See [`VirtualDisk::read_at`].
+    pub(crate) fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
+        self.check_range(offset, buf.len() as u64)?;
+        if buf.is_empty() {
+            return Ok(());
+        }
+        read_layers(&self.layers, offset, buf)
+    }
+
+    /// See [`VirtualDisk::map`].
+    pub(crate) fn map(&self, offset: u64, length: u64) -> Result<DiskExtent> {
+        self.check_range(offset, length)?;
+        if length == 0 {
+            return Err(Error::new(
+                ErrorKind::InvalidParameter,
+                "an extent query needs a length",
+            ));
+        }
+        map_layers(&self.layers, offset, length)
     }
 
     /// Fails unless a layer may be written to.
@@ -372,6 +420,14 @@ impl Chain {
 
     fn check_write(&self, offset: u64, length: u64) -> Result<()> {
         self.check_writable(0)?;
+        if self.frozen {
+            return Err(Error::new(
+                ErrorKind::Busy,
+                "its content is being merged into its parent",
+            )
+            .with_path(&self.leaf().path)
+            .with_hint("wait for the end of the merge, or cancel it"));
+        }
         self.check_range(offset, length)
     }
 

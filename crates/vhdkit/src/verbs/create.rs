@@ -1,12 +1,13 @@
 //! `create`: a new, empty disk, or a differencing child of an existing one.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-use crate::disk::{OpenOptions, relative_windows_path};
+use super::set_parent::link_to;
+use crate::disk::OpenOptions;
 use crate::error::{Context, Error, ErrorKind, Result};
-use crate::image::{CreateParameters, DiskType, ParentLink};
+use crate::image::{CreateParameters, DiskType};
 use crate::operation::{Monitor, Operation};
-use crate::storage::{Access, FileStorage, NewFile, Storage};
+use crate::storage::NewFile;
 
 /// What to create and where.
 #[derive(Clone, Debug)]
@@ -96,13 +97,6 @@ fn complete(options: &CreateOptions) -> Result<CreateParameters> {
         .with_path(&options.path)
         .with_hint("child and parent have the same format"));
     }
-    let Some(identifier) = info.link_identifier else {
-        return Err(Error::new(
-            ErrorKind::InvalidType,
-            "the parent's format has no identity",
-        )
-        .with_path(parent_path));
-    };
     if parameters.virtual_size == 0 {
         parameters.virtual_size = info.virtual_size;
     }
@@ -122,27 +116,11 @@ fn complete(options: &CreateOptions) -> Result<CreateParameters> {
     parameters
         .physical_sector_size
         .get_or_insert(info.physical_sector_size);
-    parameters.parent = Some(ParentLink {
-        identifier,
-        relative_path: relative_windows_path(&options.path, parent_path)?,
-        // Windows understands only its own absolute paths; the map knows what the parent is called there.
-        absolute_path: match options.open_parent.windows_path(parent_path) {
-            Some(path) => path,
-            None => absolute(parent_path)?,
-        },
-        modified: modified(parent_path)?,
-        disk_identifier: info.identifier,
-    });
+    parameters.parent = Some(link_to(
+        &options.path,
+        parent_path,
+        &info,
+        &options.open_parent,
+    )?);
     Ok(parameters)
-}
-
-fn absolute(path: &Path) -> Result<String> {
-    let path = std::path::absolute(path).map_err(|e| Error::io("resolve", e).with_path(path))?;
-    Ok(path.to_string_lossy().into_owned())
-}
-
-fn modified(path: &Path) -> Result<i64> {
-    let file = FileStorage::open(path, Access::ReadOnly)?;
-    debug_assert!(!file.is_empty()?);
-    file.modified()
 }

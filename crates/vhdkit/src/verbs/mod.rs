@@ -1,10 +1,15 @@
 //! Floor 3: what can be done with disks, one file per verb. Each verb is an [`crate::Operation`].
 
 pub mod check;
+pub mod compact;
 pub mod compare;
 pub mod convert;
 mod copy;
 pub mod create;
+pub mod merge;
+pub mod mirror;
+pub mod set;
+pub mod set_parent;
 
 use crate::error::Result;
 use crate::image::{CreateParameters, Format, ImageBuilder};

@@ -302,6 +302,13 @@ impl Image for VhdImage {
         }
     }
 
+    fn place(&self, offset: u64, length: u64) -> Result<Option<u64>> {
+        match &self.sparse {
+            Some(sparse) => sparse.place(&self.journal, offset, length, self.virtual_size),
+            None => self.journal.begin().map(|()| Some(offset)),
+        }
+    }
+
     fn flush(&self) -> Result<()> {
         self.journal.flush()
     }

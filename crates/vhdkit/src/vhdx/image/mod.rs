@@ -320,6 +320,26 @@ impl Image for VhdxImage {
         Ok(())
     }
 
+    fn place(&self, offset: u64, length: u64) -> Result<Option<u64>> {
+        self.check_writable()?;
+        self.begin()?;
+        let (block, within, _) = self.portion(offset, length);
+        let _guard = self.locks.write(block);
+        match self.block(block)? {
+            Block::Present(at) => return Ok(Some(at + within)),
+            _ if length < self.block_length(block) => return Ok(None),
+            _ => self.write_new(block, 0, &[])?,
+        }
+        match self.block(block)? {
+            Block::Present(at) => Ok(Some(at)),
+            _ => Ok(None),
+        }
+    }
+
+    fn link_follows_content(&self) -> bool {
+        true
+    }
+
     fn flush(&self) -> Result<()> {
         self.journal
             .flush(&*self.storage, &|page| self.take_page(page))

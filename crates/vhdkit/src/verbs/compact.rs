@@ -1,0 +1,237 @@
+//! `compact`: gives back the space of blocks that hold nothing, and moves the others together.
+//!
+//! In place and in small steps, each of which leaves a whole disk: requests of others run between them, a cancelled or
+//! killed compaction leaves a disk that reads as before and can be run again, and no second copy's space is needed.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use crate::disk::{Chain, VirtualDisk};
+use crate::error::{Context, Error, ErrorKind, Result};
+use crate::image::{AllocatedBlock, DiskType, Format, Image};
+use crate::num::{MIB, to_usize};
+use crate::operation::{Monitor, Operation};
+use crate::storage::AlignedBuffer;
+use crate::zeros::is_zero;
+
+/// How hard to look for blocks that hold nothing.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[expect(clippy::exhaustive_enums, reason = "there is no third way")]
+pub enum CompactMode {
+    /// Reads every block until its first byte that is not zero.
+    #[default]
+    Full,
+    /// Reads no block: only what the tables call unused is given back.
+    Quick,
+}
+
+/// What to do.
+#[derive(Clone, Debug, Default)]
+#[expect(clippy::exhaustive_structs, reason = "a plain request")]
+pub struct CompactOptions {
+    /// How hard to look.
+    pub mode: CompactMode,
+    /// Predict only: nothing is written.
+    pub dry_run: bool,
+    /// Ranges of the disk that its user says are free: they read as zeros or as before afterwards. Unlike all else
+    /// that compaction does this changes content, and so the identity that children have recorded.
+    pub free: Vec<Range<u64>>,
+}
+
+/// What was done, or would be. Sizes are in bytes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[non_exhaustive]
+pub struct CompactReport {
+    /// Length of the file before.
+    pub size_before: u64,
+    /// Length of the file afterwards.
+    pub size_after: u64,
+    /// Space of blocks that were given back.
+    pub released: u64,
+    /// Bytes moved; 0 in a prediction.
+    pub moved: u64,
+    /// Of the file afterwards: blocks with content.
+    pub payload: u64,
+    /// Of the file afterwards: headers, tables, logs, bitmaps, metadata.
+    pub structures: u64,
+    /// Of the file afterwards: gaps that no block fits.
+    pub gaps: u64,
+}
+
+/// What a step moves at most, in bytes: requests of others wait so long.
+const STEP: u64 = 128 * MIB;
+
+/// What is read at a time when looking for zeros, in bytes.
+const READ: usize = 256 * 1024;
+
+/// Looking at a block is cheap next to moving one: most differ from zero in their first bytes.
+const LOOK_COST: u64 = 16;
+
+/// Compacts the leaf of a disk that was opened for writing (or, to predict, in any way). What the disk reads does not
+/// change, nor do the identities that its children have recorded. Units of progress: bytes to be looked at and moved.
+///
+/// A fixed VHDX succeeds without shrinking.
+///
+/// # Errors
+/// Through the operation: [`ErrorKind::InvalidType`] for a fixed VHD and formats without blocks,
+/// [`ErrorKind::WriteProtected`], [`ErrorKind::Busy`], and what reading and writing can fail with.
+pub fn compact(disk: Arc<VirtualDisk>, options: CompactOptions) -> Operation<CompactReport> {
+    Operation::start("compact", move |monitor| {
+        let path = disk.path();
+        run(&disk, &options, monitor)
+            .at_path(&path)
+            .while_doing("cannot compact")
+    })
+}
+
+fn run(disk: &VirtualDisk, options: &CompactOptions, monitor: &Monitor) -> Result<CompactReport> {
+    let _reserved = disk.reserve()?;
+    let info = disk.info();
+    match (info.format, info.disk_type) {
+        (Format::Vhd | Format::Vhdx, DiskType::Dynamic | DiskType::Differencing)
+        | (Format::Vhdx, DiskType::Fixed) => {}
+        (format, _) => {
+            return Err(Error::new(
+                ErrorKind::InvalidType,
+                format!("a {} {} disk keeps all its space", info.disk_type.name(), format.name()),
+            )
+            .with_hint("convert it to a dynamic VHDX, which leaves out what is zero"));
+        }
+    }
+    if !options.dry_run {
+        disk.with_chain(|chain| chain.check_writable(0))?;
+        for range in &options.free {
+            monitor.checkpoint()?;
+            disk.discard(range.start, range.end.saturating_sub(range.start))?;
+        }
+        disk.flush()?;
+    }
+    let mut compaction = Compaction {
+        disk,
+        options,
+        monitor,
+        buffer: AlignedBuffer::new(READ),
+        done: 0,
+        report: CompactReport::default(),
+    };
+    let usage = disk.with_chain(|chain| chain.leaf().image().usage())?;
+    compaction.report.size_before = usage.file_size;
+    monitor.set(0, usage.payload / LOOK_COST + 1);
+    compaction.release_blocks()?;
+    if options.dry_run {
+        let report = &mut compaction.report;
+        report.payload = usage.payload - report.released.min(usage.payload);
+        report.structures = usage.structures;
+        report.size_after = usage.packed_size - report.released.min(usage.packed_size);
+        report.gaps = report
+            .size_after
+            .saturating_sub(report.payload + report.structures);
+        return Ok(compaction.report);
+    }
+    compaction.pack()?;
+    let usage = disk.with_chain(|chain| chain.leaf().image().usage())?;
+    Ok(CompactReport {
+        size_after: usage.file_size,
+        payload: usage.payload,
+        structures: usage.structures,
+        gaps: usage.free,
+        ..compaction.report
+    })
+}
+
+struct Compaction<'a> {
+    disk: &'a VirtualDisk,
+    options: &'a CompactOptions,
+    monitor: &'a Monitor,
+    buffer: AlignedBuffer,
+    /// Units done.
+    done: u64,
+    report: CompactReport,
+}
+
+impl Compaction<'_> {
+    /// Looks at every block that takes space, and gives back the space of those that hold nothing.
+    fn release_blocks(&mut self) -> Result<()> {
+        let mut next = 0;
+        loop {
+            self.monitor.checkpoint()?;
+            let found = self
+                .disk
+                .with_chain(|chain| chain.leaf().image().next_allocated(next))?;
+            let Some(found) = found else { break };
+            next = found.range.end;
+            let (disk, dry_run) = (self.disk, self.options.dry_run);
+            let released = if dry_run {
+                disk.with_chain(|chain| self.is_unused(chain, &found))?
+            } else {
+                // Between the look and the release nobody may write to the block.
+                disk.change_chain(|chain| {
+                    if !self.is_unused(chain, &found)? {
+                        return Ok(false);
+                    }
+                    let (leaf, ancestors) = chain.split(0);
+                    leaf.image_mut().release(&found, &ancestors)
+                })?
+            };
+            if released {
+                self.report.released += found.space;
+            }
+            self.done += found.space / LOOK_COST;
+            self.monitor.advance(found.space / LOOK_COST);
+        }
+        if self.report.released > 0 && !self.options.dry_run {
+            self.disk.flush()?;
+        }
+        Ok(())
+    }
+
+    fn is_unused(&mut self, chain: &Chain, block: &AllocatedBlock) -> Result<bool> {
+        if !block.has_content {
+            return Ok(true);
+        }
+        if self.options.mode == CompactMode::Quick {
+            return Ok(false);
+        }
+        let mut at = block.range.start;
+        while at < block.range.end {
+            let extent = chain.map(at, block.range.end - at)?;
+            if extent.data.is_some() {
+                let n = extent.length.min(READ as u64);
+                let part = &mut self.buffer[..to_usize(n)];
+                chain.read_at(at, part)?;
+                if !is_zero(part) {
+                    return Ok(false);
+                }
+                at += n;
+            } else {
+                at += extent.length;
+            }
+        }
+        Ok(true)
+    }
+
+    fn pack(&mut self) -> Result<()> {
+        loop {
+            self.monitor.checkpoint()?;
+            let step = self
+                .disk
+                .change_chain(|chain| chain.split(0).0.image_mut().pack(STEP))?;
+            self.report.moved += step.moved;
+            self.done += step.moved;
+            self.monitor.set(self.done, self.done + step.left);
+            if step.left == 0 {
+                return Ok(());
+            }
+        }
+    }
+}
+
+/// How many of an image's blocks do not lie behind the one before them, in percent; 0 for formats without blocks.
+///
+/// # Errors
+/// What reading the tables can fail with.
+pub fn fragmentation(image: &dyn Image) -> Result<u32> {
+    let usage = image.usage()?;
+    let steps = usage.allocated_blocks.saturating_sub(1).max(1);
+    Ok(u32::try_from(u128::from(usage.displaced_blocks) * 100 / u128::from(steps)).unwrap_or(100))
+}

@@ -1,0 +1,548 @@
+//! `merge`: folds the images of a chain from one depth on into one behind them, in place and in one pass.
+//!
+//! ```text
+//! 1  the image before the target learns the identity that the target is about to get (it accepts old and new)
+//! 2  the target gets that identity
+//! 3  the target is made longer if need be; every range that a merged image decides is written to it; flush
+//! 4  the image before the target forgets the old identity
+//! 5  if asked for: disks whose parent was the first merged image get the target as parent; merged files are deleted
+//! ```
+//!
+//! The merged images keep all they hold until 5, so the chain reads the same at every moment: cancelled, killed or out
+//! of space anywhere, it opens, reads as before, and the merge can be run again.
+
+use std::ops::Range;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use uuid::Uuid;
+
+use super::set_parent::{differencing_disks_near, link_to};
+use crate::disk::{Chain, OpenOptions, Parents, VirtualDisk};
+use crate::error::{Context, Error, ErrorKind, Result};
+use crate::image::{ExtentKind, Image, ZeroMode};
+use crate::num::{MIB, to_usize};
+use crate::operation::{Monitor, Operation};
+use crate::storage::AlignedBuffer;
+
+/// What to fold into what. Depths count from the leaf, which is 1.
+#[derive(Clone, Debug)]
+#[expect(clippy::exhaustive_structs, reason = "a plain request")]
+pub struct MergeOptions {
+    /// The first image to be merged.
+    pub source_depth: usize,
+    /// The image that takes it all; images between are merged as well, earlier ones win.
+    pub target_depth: usize,
+    /// Give the children of the first merged image (those in the chain and those found beside the files) the target as
+    /// parent, and then delete the files of the merged images.
+    pub delete_merged: bool,
+    /// How to open such children, and what folders are called on Windows.
+    pub open: OpenOptions,
+    /// Predict only: nothing is written.
+    pub dry_run: bool,
+}
+
+/// What was done, or would be. Sizes are in bytes.
+#[derive(Clone, Debug, Default)]
+#[non_exhaustive]
+pub struct MergeReport {
+    /// The file that took it all.
+    pub target: PathBuf,
+    /// The files that were merged, first the one nearest to the leaf.
+    pub merged: Vec<PathBuf>,
+    /// Bytes written as data, or shared by the file system.
+    pub copied: u64,
+    /// Bytes that became zeros.
+    pub zeroed: u64,
+    /// Length of the target before.
+    pub size_before: u64,
+    /// Length of the target afterwards; in a prediction the most that it can become.
+    pub size_after: u64,
+    /// Other children of the target and of merged images, as far as found beside the files: what they show has
+    /// changed, so they are no longer valid.
+    pub orphaned: Vec<PathBuf>,
+    /// Children of the first merged image that have the target as parent now.
+    pub relinked: Vec<PathBuf>,
+    /// Files that were deleted.
+    pub deleted: Vec<PathBuf>,
+}
+
+/// The longest run that is copied between two points where the work may stop, in bytes.
+const STEP: u64 = 16 * MIB;
+
+/// Merges images of a chain. All images from the one before the first merged one to the target have been opened for
+/// writing ([`OpenOptions::write_depth`]). Units of progress: bytes to be copied.
+///
+/// While the leaf is being merged, writes to the disk fail with [`ErrorKind::Busy`]; while others are, the disk can be
+/// read and written. After a merge of the leaf with `delete_merged` the disk goes on with the target as its leaf.
+///
+/// # Errors
+/// Through the operation: [`ErrorKind::InvalidParameter`] for depths that the chain has not,
+/// [`ErrorKind::WriteProtected`], [`ErrorKind::Busy`], [`ErrorKind::DiskFull`], and what reading and writing can fail
+/// with. [`ErrorKind::InvalidSize`] if the sizes differ and the target's cannot be changed.
+pub fn merge(disk: Arc<VirtualDisk>, options: MergeOptions) -> Operation<MergeReport> {
+    Operation::start("merge", move |monitor| {
+        let path = disk.path();
+        run(&disk, &options, monitor)
+            .at_path(&path)
+            .while_doing("cannot merge")
+    })
+}
+
+fn run(disk: &VirtualDisk, options: &MergeOptions, monitor: &Monitor) -> Result<MergeReport> {
+    let _reserved = disk.reserve()?;
+    let (first, target) = depths(disk, options)?;
+    let mut merge = Merge {
+        disk,
+        monitor,
+        first,
+        target,
+        buffer: AlignedBuffer::new(to_usize(MIB)),
+    };
+    let family = Family::find(disk, first, target);
+    let mut report = MergeReport {
+        orphaned: family.orphaned,
+        ..merge.plan()?
+    };
+    let relink: Vec<PathBuf> = if options.delete_merged {
+        family.children
+    } else {
+        Vec::new()
+    };
+    if options.dry_run {
+        report.relinked = relink;
+        report.deleted = if options.delete_merged {
+            report.merged.clone()
+        } else {
+            Vec::new()
+        };
+        return Ok(report);
+    }
+    disk.with_chain(|chain| (first.max(1) - 1..=target).try_for_each(|i| chain.check_writable(i)))?;
+    let _frozen = (first == 0).then(|| Frozen::new(disk));
+    let (copied, zeroed) = merge.copy()?;
+    report.copied = copied;
+    report.zeroed = zeroed;
+    let usage = disk.with_chain(|chain| chain.layers()[target].image().usage())?;
+    report.size_after = usage.file_size;
+    if options.delete_merged {
+        merge.replace_merged(&relink, options, &mut report)?;
+    }
+    Ok(report)
+}
+
+/// Depths as indices: the first image to be merged and the target.
+fn depths(disk: &VirtualDisk, options: &MergeOptions) -> Result<(usize, usize)> {
+    let images = disk.with_chain(|chain| chain.layers().len());
+    let (source, target) = (options.source_depth, options.target_depth);
+    if source < 1 || target <= source || target > images {
+        let reason = if images == 1 {
+            "it has no parent to be merged into".to_owned()
+        } else {
+            format!(
+                "depth {source} cannot be merged into depth {target} of a chain of {images} images"
+            )
+        };
+        return Err(Error::new(ErrorKind::InvalidParameter, reason)
+            .with_hint("depths count from the leaf, which is 1; the target lies behind the source"));
+    }
+    Ok((source - 1, target - 1))
+}
+
+/// Keeps others from writing to the disk.
+struct Frozen<'a>(&'a VirtualDisk);
+
+impl<'a> Frozen<'a> {
+    fn new(disk: &'a VirtualDisk) -> Self {
+        disk.change_chain(|chain| chain.set_frozen(true));
+        Self(disk)
+    }
+}
+
+impl Drop for Frozen<'_> {
+    fn drop(&mut self) {
+        self.0.change_chain(|chain| chain.set_frozen(false));
+    }
+}
+
+/// Disks outside the chain that a merge concerns.
+struct Family {
+    /// Children of the first merged image: they read the same on top of the target.
+    children: Vec<PathBuf>,
+    /// Children of the target and of the other merged images: what they show changes.
+    orphaned: Vec<PathBuf>,
+}
+
+impl Family {
+    fn find(disk: &VirtualDisk, first: usize, target: usize) -> Self {
+        let layers = disk.layers();
+        let files: Vec<PathBuf> = layers.iter().map(|layer| layer.path.clone()).collect();
+        let id = |layer: usize| layers[layer].info.link_identifier;
+        let changed: Vec<Uuid> = (first + 1..=target).filter_map(id).collect();
+        let mut family = Self {
+            children: Vec::new(),
+            orphaned: Vec::new(),
+        };
+        for child in differencing_disks_near(&files) {
+            if id(first).is_some_and(|id| child.parents.contains(&id)) {
+                family.children.push(child.path);
+            } else if child.parents.iter().any(|id| changed.contains(id)) {
+                family.orphaned.push(child.path);
+            }
+        }
+        family
+    }
+}
+
+struct Merge<'a> {
+    disk: &'a VirtualDisk,
+    monitor: &'a Monitor,
+    /// Indices of layers: `first..target` are merged.
+    first: usize,
+    target: usize,
+    buffer: AlignedBuffer,
+}
+
+/// Where a run of data comes from.
+#[derive(Clone, Copy)]
+struct Source {
+    layer: usize,
+    storage_offset: u64,
+}
+
+/// What the merged images together say of a run.
+#[derive(Clone, Copy)]
+enum Decided {
+    Data(Source),
+    Zero,
+    ByTarget,
+}
+
+impl Merge<'_> {
+    /// What there is to do, from the maps alone.
+    fn plan(&self) -> Result<MergeReport> {
+        let (size, merged, target) = self.disk.with_chain(|chain| {
+            let layers = chain.layers();
+            let target = &layers[self.target];
+            (
+                layers[self.first].image().virtual_size(),
+                layers[self.first..self.target]
+                    .iter()
+                    .map(|layer| layer.path().to_path_buf())
+                    .collect(),
+                (
+                    target.path().to_path_buf(),
+                    target.image().usage().map(|usage| usage.file_size),
+                ),
+            )
+        });
+        let mut report = MergeReport {
+            merged,
+            target: target.0,
+            size_before: target.1?,
+            ..MergeReport::default()
+        };
+        let mut at = 0;
+        while at < size {
+            self.monitor.checkpoint()?;
+            let merged = self.first..self.target;
+            let (length, decided) = self
+                .disk
+                .with_chain(|chain| decided(chain, merged, at, size - at))?;
+            match decided {
+                Decided::Data(_) => report.copied += length,
+                Decided::Zero => report.zeroed += length,
+                Decided::ByTarget => {}
+            }
+            at += length;
+        }
+        report.size_after = report.size_before + report.copied;
+        self.monitor.set_completion(report.copied + 1);
+        Ok(report)
+    }
+
+    /// Steps 1 to 4. Returns the bytes copied and zeroed.
+    fn copy(&mut self) -> Result<(u64, u64)> {
+        let child = self.target - 1;
+        let new = self.disk.change_chain(|chain| -> Result<Option<Uuid>> {
+            let target = &chain.layers()[self.target];
+            if !target.image().link_follows_content() {
+                return Ok(None);
+            }
+            let new = Uuid::new_v4();
+            let ids: Vec<Uuid> = target.image().info().link_identifier.into_iter().chain([new]).collect();
+            change(chain, child, |image| image.set_parent_identifiers(&ids))?;
+            change(chain, self.target, |image| image.set_link_identifier(new))?;
+            Ok(Some(new))
+        })?;
+        let result = self.fill();
+        // Also after a failure: the target may have changed, so it keeps its new identity, and the chain stays whole.
+        let finished = self.disk.change_chain(|chain| {
+            change(chain, self.target, |image| image.flush())?;
+            match new {
+                Some(new) => change(chain, child, |image| image.set_parent_identifiers(&[new])),
+                None => Ok(()),
+            }
+        });
+        let counts = result?;
+        finished?;
+        self.monitor.advance(1);
+        Ok(counts)
+    }
+
+    /// Step 3 but for its flush.
+    fn fill(&mut self) -> Result<(u64, u64)> {
+        let (first, target, disk) = (self.first, self.target, self.disk);
+        let size_of = |layer: usize| {
+            disk.with_chain(move |chain| chain.layers()[layer].image().virtual_size())
+        };
+        let (size, old) = (size_of(first), size_of(target));
+        if old < size {
+            self.resize_target(size)?;
+        }
+        let (mut copied, mut zeroed, mut at) = (0, 0, 0);
+        let mut writer = Writer {
+            target,
+            unit: disk
+                .with_chain(|chain| chain.layers()[target].image().info().block_size)
+                .unwrap_or(u64::MAX),
+            buffer: &mut self.buffer,
+            run: None,
+        };
+        while at < size {
+            self.monitor.checkpoint()?;
+            let step = (size - at).min(STEP);
+            let (length, decided) = disk.with_chain(|chain| {
+                let (length, decided) = decided(chain, first..target, at, step)?;
+                match decided {
+                    Decided::Data(source) => writer.write(chain, at, length, source)?,
+                    Decided::Zero => {
+                        let layer = &chain.layers()[target];
+                        layer
+                            .image()
+                            .zero(at, length, ZeroMode::MayUnmap, &chain.ancestors(target))
+                            .at_path(layer.path())?;
+                    }
+                    Decided::ByTarget => {}
+                }
+                Ok::<_, Error>((length, decided))
+            })?;
+            match decided {
+                Decided::Data(_) => {
+                    copied += length;
+                    self.monitor.advance(length);
+                }
+                Decided::Zero => zeroed += length,
+                Decided::ByTarget => {}
+            }
+            at += length;
+        }
+        disk.with_chain(|chain| writer.finish(chain))?;
+        if old > size {
+            self.resize_target(size)?;
+        }
+        Ok((copied, zeroed))
+    }
+
+    fn resize_target(&self, size: u64) -> Result<()> {
+        let monitor = self.monitor;
+        self.disk.change_chain(|chain| {
+            let (target, behind) = chain.split(self.target);
+            let path = target.path().to_path_buf();
+            target
+                .image_mut()
+                .resize(size, &behind, &mut |_, _| monitor.checkpoint())
+                .at_path(&path)
+        })
+    }
+
+    /// Step 5.
+    fn replace_merged(
+        &self,
+        relink: &[PathBuf],
+        options: &MergeOptions,
+        report: &mut MergeReport,
+    ) -> Result<()> {
+        let target = self.disk.with_chain(|chain| chain.layers()[self.target].image().info());
+        if self.first > 0 {
+            let before = self.first - 1;
+            self.disk.change_chain(|chain| -> Result<()> {
+                let path = chain.layers()[before].path().to_path_buf();
+                let link = link_to(&path, &report.target, &target, &options.open)?;
+                change(chain, before, |image| image.set_parent(&link))?;
+                report.relinked.push(path);
+                Ok(())
+            })?;
+        }
+        for child in relink {
+            let disk = options
+                .open
+                .clone()
+                .parents(Parents::Ignored)
+                .writable(true)
+                .open(child)?;
+            let link = link_to(child, &report.target, &target, &options.open)?;
+            disk.change_chain(|chain| change(chain, 0, |image| image.set_parent(&link)))?;
+            disk.close()?;
+            report.relinked.push(child.clone());
+        }
+        // From here on nobody needs the merged files. They are closed before they go.
+        let merged: Vec<_> = self
+            .disk
+            .change_chain(|chain| chain.layers_mut().drain(self.first..self.target).collect());
+        drop(merged);
+        for path in &report.merged {
+            std::fs::remove_file(path).map_err(|e| Error::io("delete", e).with_path(path))?;
+            report.deleted.push(path.clone());
+        }
+        Ok(())
+    }
+}
+
+/// The longest run from `offset` on, at most `length` bytes, about which the merged images say one thing.
+fn decided(
+    chain: &Chain,
+    merged: Range<usize>,
+    offset: u64,
+    mut length: u64,
+) -> Result<(u64, Decided)> {
+    for i in merged {
+        let layer = &chain.layers()[i];
+        let size = layer.image().virtual_size();
+        if offset >= size {
+            // What lies behind the end of a merged image hides what is deeper.
+            return Ok((length, Decided::Zero));
+        }
+        length = length.min(size - offset);
+        let extent = layer.image().map(offset, length).at_path(layer.path())?;
+        length = extent.length;
+        match extent.kind {
+            ExtentKind::Data { storage_offset } => {
+                let source = Source {
+                    layer: i,
+                    storage_offset,
+                };
+                return Ok((length, Decided::Data(source)));
+            }
+            ExtentKind::Zero => return Ok((length, Decided::Zero)),
+            ExtentKind::Absent => {}
+        }
+    }
+    Ok((length, Decided::ByTarget))
+}
+
+/// Changes the structure of one layer, with its file in the error.
+fn change<R>(
+    chain: &mut Chain,
+    layer: usize,
+    change: impl FnOnce(&mut dyn Image) -> Result<R>,
+) -> Result<R> {
+    let layer = chain.split(layer).0;
+    let path = layer.path().to_path_buf();
+    change(layer.image_mut()).at_path(&path)
+}
+
+/// Writes data of the merged images to the target.
+struct Writer<'a> {
+    target: usize,
+    /// The target's unit of allocation.
+    unit: u64,
+    buffer: &'a mut AlignedBuffer,
+    run: Option<Run>,
+}
+
+/// Bytes that are contiguous in both files and not yet copied: blocks that lie one after the other go as one.
+#[derive(Clone, Copy)]
+struct Run {
+    layer: usize,
+    from: u64,
+    to: u64,
+    length: u64,
+}
+
+impl Writer<'_> {
+    fn write(&mut self, chain: &Chain, offset: u64, length: u64, source: Source) -> Result<()> {
+        let layer = &chain.layers()[self.target];
+        let mut done = 0;
+        while done < length {
+            let at = offset + done;
+            let n = (length - done).min(self.unit - at % self.unit);
+            let from = source.storage_offset + done;
+            let place = layer.image().place(at, n).at_path(layer.path())?;
+            if let Some(to) = place {
+                self.extend(
+                    chain,
+                    Run {
+                        layer: source.layer,
+                        from,
+                        to,
+                        length: n,
+                    },
+                )?;
+            } else {
+                // The bytes come to a block that is here in part: the image knows what to do.
+                self.write_through(chain, at, n, source.layer, from)?;
+            }
+            done += n;
+        }
+        Ok(())
+    }
+
+    fn write_through(
+        &mut self,
+        chain: &Chain,
+        offset: u64,
+        length: u64,
+        source: usize,
+        from: u64,
+    ) -> Result<()> {
+        let (source, layer) = (&chain.layers()[source], &chain.layers()[self.target]);
+        let mut done = 0;
+        while done < length {
+            let n = (length - done).min(self.buffer.len() as u64);
+            let bytes = &mut self.buffer[..to_usize(n)];
+            source
+                .image()
+                .storage()
+                .read_at(from + done, bytes)
+                .at_path(source.path())?;
+            layer
+                .image()
+                .write_at(offset + done, bytes, &chain.ancestors(self.target))
+                .at_path(layer.path())?;
+            done += n;
+        }
+        Ok(())
+    }
+
+    fn extend(&mut self, chain: &Chain, next: Run) -> Result<()> {
+        match &mut self.run {
+            Some(run)
+                if run.layer == next.layer
+                    && run.from + run.length == next.from
+                    && run.to + run.length == next.to
+                    && run.length < STEP =>
+            {
+                run.length += next.length;
+            }
+            _ => {
+                self.finish(chain)?;
+                self.run = Some(next);
+            }
+        }
+        Ok(())
+    }
+
+    /// Copies what is left.
+    fn finish(&mut self, chain: &Chain) -> Result<()> {
+        let Some(run) = self.run.take() else {
+            return Ok(());
+        };
+        let (source, target) = (&chain.layers()[run.layer], &chain.layers()[self.target]);
+        target
+            .image()
+            .storage()
+            .copy_range_from(&**source.image().storage(), run.from, run.to, run.length)
+            .at_path(target.path())
+    }
+}
