@@ -2,6 +2,8 @@
 //!
 //! What is here is what was typed. Each command turns it into a typed request of the library before anything is done.
 
+mod operations;
+
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -12,6 +14,10 @@ use vhdkit::image::{DiskType, Format};
 
 use crate::failure::Failure;
 use crate::size;
+pub(crate) use operations::{
+    CompactArgs, ExpandArgs, MergeArgs, MetadataAction, MetadataArgs, MirrorArgs, Mode, ResizeArgs,
+    SetArgs, SetParentArgs,
+};
 
 const EXIT_CODES: &str = "\
 Exit codes:
@@ -51,6 +57,14 @@ pub(crate) enum Command {
     Convert(ConvertArgs),
     Compare(CompareArgs),
     Check(CheckArgs),
+    Compact(CompactArgs),
+    Expand(ExpandArgs),
+    Resize(ResizeArgs),
+    Merge(MergeArgs),
+    Mirror(MirrorArgs),
+    SetParent(SetParentArgs),
+    Set(SetArgs),
+    Metadata(MetadataArgs),
     Read(ReadArgs),
     Write(WriteArgs),
     Completions(CompletionsArgs),
@@ -67,6 +81,16 @@ impl Command {
             Command::Convert(a) => a.output.json,
             Command::Compare(a) => a.output.json,
             Command::Check(a) => a.output.json,
+            Command::Compact(a) => a.output.json,
+            Command::Expand(a) => a.output.json,
+            Command::Resize(a) => a.output.json,
+            Command::Merge(a) => a.output.json,
+            Command::Mirror(a) => a.output.json,
+            Command::SetParent(a) => a.output.json,
+            Command::Set(a) => a.output.json,
+            Command::Metadata(a) => {
+                matches!(&a.action, MetadataAction::List { output, .. } if output.json)
+            }
             Command::Read(a) => a.output.json,
             Command::Write(a) => a.output.json,
             Command::Completions(_) | Command::Man(_) => false,

@@ -32,6 +32,21 @@ pub(crate) fn parse_positive(text: &str) -> Result<u64, String> {
     }
 }
 
+/// A new size, or how much is added to the present one.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Change {
+    To(u64),
+    By(u64),
+}
+
+/// As [`parse_positive`]; a size after `+` is added.
+pub(crate) fn parse_change(text: &str) -> Result<Change, String> {
+    match text.trim().strip_prefix('+') {
+        Some(more) => parse_positive(more).map(Change::By),
+        None => parse_positive(text).map(Change::To),
+    }
+}
+
 /// As [`parse_positive`], for sizes of sectors.
 pub(crate) fn parse_sector(text: &str) -> Result<u32, String> {
     u32::try_from(parse_positive(text)?).map_err(|_| "a sector has 512 or 4096 bytes".into())

@@ -2,13 +2,18 @@
 //! JSON.
 
 mod check;
+mod compact;
 mod compare;
 mod convert;
 mod create;
 mod generate;
 mod info;
 mod map;
+mod merge;
+mod mirror;
 mod read;
+mod resize;
+mod set;
 mod write;
 
 use crate::args::Command;
@@ -33,10 +38,26 @@ pub(crate) fn run(command: Command, session: &mut Session) -> Result<u8, Failure
         Command::Convert(args) => convert::run(args, session),
         Command::Compare(args) => compare::run(&args, session),
         Command::Check(args) => check::run(&args, session),
+        Command::Compact(args) => compact::run(&args, session),
+        Command::Expand(args) => resize::expand(&args, session),
+        Command::Resize(args) => resize::run(&args, session),
+        Command::Merge(args) => merge::run(&args, session),
+        Command::Mirror(args) => mirror::run(&args, session),
+        Command::SetParent(args) => set::parent(&args, session),
+        Command::Set(args) => set::run(&args, session),
+        Command::Metadata(args) => set::metadata(&args, session),
         Command::Read(args) => read::run(&args, session),
         Command::Write(args) => write::run(&args, session),
         Command::Completions(args) => generate::completions(&args, session),
         Command::Man(args) => generate::man(&args, session),
+    }
+}
+
+/// Closes a disk that an operation had: nobody else has it any more.
+fn close(disk: std::sync::Arc<vhdkit::VirtualDisk>) -> Result<(), Failure> {
+    match std::sync::Arc::into_inner(disk) {
+        Some(disk) => Ok(disk.close()?),
+        None => Ok(()),
     }
 }
 

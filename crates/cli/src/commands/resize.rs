@@ -1,0 +1,138 @@
+//! `vhdkit resize` and `vhdkit expand`: another virtual size.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use serde::Serialize;
+use vhdkit::VirtualDisk;
+use vhdkit::verbs::resize::{NewSize, ResizeOptions, ResizeReport, resize};
+
+use super::{Session, text};
+use crate::args::{ExpandArgs, ProgressChoice, ResizeArgs};
+use crate::failure::{DONE, Failure};
+use crate::progress::{Unit, follow, stopped};
+use crate::size::{self, Change};
+
+/// The fields of the JSON output. Sizes are in bytes.
+#[derive(Serialize)]
+struct Done {
+    path: String,
+    dry_run: bool,
+    size_before: u64,
+    size_after: u64,
+    smallest_safe_size: Option<u64>,
+    file_size: u64,
+    gpt_moved: bool,
+}
+
+pub(crate) fn expand(args: &ExpandArgs, session: &mut Session) -> Result<u8, Failure> {
+    let open = args.parents.open_options()?.writable(!args.dry_run);
+    let disk = open.open(&args.path)?;
+    let options = ResizeOptions {
+        size: NewSize::Bytes(wanted(args.size, &disk)?),
+        allow_unsafe: false,
+        fix_gpt: args.fix_gpt,
+        expand_only: true,
+        dry_run: args.dry_run,
+    };
+    perform(
+        disk,
+        &args.path,
+        options,
+        args.progress.progress,
+        args.output.json,
+        session,
+    )
+}
+
+pub(crate) fn run(args: &ResizeArgs, session: &mut Session) -> Result<u8, Failure> {
+    let open = args.parents.open_options()?.writable(!args.dry_run);
+    let disk = open.open(&args.path)?;
+    let options = ResizeOptions {
+        size: match args.size {
+            Some(change) => NewSize::Bytes(wanted(change, &disk)?),
+            None => NewSize::Smallest,
+        },
+        allow_unsafe: args.allow_unsafe,
+        fix_gpt: args.fix_gpt,
+        expand_only: false,
+        dry_run: args.dry_run,
+    };
+    perform(
+        disk,
+        &args.path,
+        options,
+        args.progress.progress,
+        args.output.json,
+        session,
+    )
+}
+
+fn wanted(change: Change, disk: &VirtualDisk) -> Result<u64, Failure> {
+    match change {
+        Change::To(size) => Ok(size),
+        Change::By(more) => disk
+            .virtual_size()
+            .checked_add(more)
+            .ok_or_else(|| Failure::usage("the size is too large")),
+    }
+}
+
+fn perform(
+    disk: VirtualDisk,
+    path: &Path,
+    options: ResizeOptions,
+    progress: ProgressChoice,
+    json: bool,
+    session: &mut Session,
+) -> Result<u8, Failure> {
+    let disk = Arc::new(disk);
+    let report = follow(
+        resize(disk.clone(), options),
+        path,
+        Unit::Bytes,
+        progress,
+        Some(&session.interrupt),
+    )
+    .map_err(|e| stopped(e, "the disk keeps its size"))?;
+    super::close(disk)?;
+    let done = Done::new(text(path), options.dry_run, report);
+    if json {
+        session.out.json(&done)?;
+    } else {
+        session.out.line(done.sentence())?;
+    }
+    Ok(DONE)
+}
+
+impl Done {
+    fn new(path: String, dry_run: bool, report: ResizeReport) -> Self {
+        Self {
+            path,
+            dry_run,
+            size_before: report.size_before,
+            size_after: report.size_after,
+            smallest_safe_size: report.smallest_safe_size,
+            file_size: report.file_size,
+            gpt_moved: report.gpt_moved,
+        }
+    }
+
+    fn sentence(&self) -> String {
+        let what = if self.dry_run {
+            "would resize"
+        } else {
+            "resized"
+        };
+        let mut sentence = format!(
+            "{what} {}: {} to {}",
+            self.path,
+            size::describe(self.size_before),
+            size::describe(self.size_after)
+        );
+        if self.gpt_moved {
+            sentence += "; the second copy of its partition table was moved to the end";
+        }
+        sentence
+    }
+}

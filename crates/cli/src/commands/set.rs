@@ -1,0 +1,167 @@
+//! `vhdkit set`, `set-parent` and `metadata`: what a disk says about itself.
+
+use std::io::Read;
+use std::path::Path;
+
+use serde::Serialize;
+use uuid::Uuid;
+use vhdkit::disk::{OpenOptions, Parents};
+use vhdkit::verbs::set;
+use vhdkit::verbs::set_parent::{SetParentOptions, set_parent};
+use vhdkit::{Error, ErrorKind, VirtualDisk};
+
+use super::{Session, text};
+use crate::args::{MetadataAction, MetadataArgs, SetArgs, SetParentArgs};
+use crate::failure::{DONE, Failure};
+use crate::size;
+
+/// The file alone; its parents may be missing.
+fn alone(path: &Path, writable: bool) -> Result<VirtualDisk, Failure> {
+    let open = OpenOptions::new()
+        .parents(Parents::Ignored)
+        .writable(writable);
+    Ok(open.open(path)?)
+}
+
+/// The fields of the JSON output of `set-parent`.
+#[derive(Serialize)]
+struct NewParent {
+    path: String,
+    parent: String,
+    depth: usize,
+    dry_run: bool,
+}
+
+pub(crate) fn parent(args: &SetParentArgs, session: &mut Session) -> Result<u8, Failure> {
+    let open = args.parents.open_options()?;
+    let depth = if args.dry_run { 0 } else { args.depth };
+    let disk = if args.depth == 1 {
+        alone(&args.path, !args.dry_run)?
+    } else {
+        open.clone().write_depth(depth).open(&args.path)?
+    };
+    let path = disk
+        .layers()
+        .get(args.depth.saturating_sub(1))
+        .map_or_else(|| args.path.clone(), |layer| layer.path.clone());
+    let options = SetParentOptions {
+        parent: args.new_parent.clone(),
+        depth: args.depth,
+        open: OpenOptions::new().parent_map(args.parents.map()?),
+        ignore_identifier: args.ignore_id,
+        dry_run: args.dry_run,
+    };
+    set_parent(&disk, &options)?;
+    disk.close()?;
+    let done = NewParent {
+        path: text(&path),
+        parent: text(&args.new_parent),
+        depth: args.depth,
+        dry_run: args.dry_run,
+    };
+    if args.output.json {
+        session.out.json(&done)?;
+    } else {
+        let verb = if args.dry_run { "would have" } else { "has" };
+        session
+            .out
+            .line(format!("{} {verb} {} as its parent", done.path, done.parent))?;
+    }
+    Ok(DONE)
+}
+
+/// The fields of the JSON output of `set`.
+#[derive(Serialize)]
+struct Changed {
+    path: String,
+    identifier: Option<String>,
+    physical_sector_size: u32,
+}
+
+pub(crate) fn run(args: &SetArgs, session: &mut Session) -> Result<u8, Failure> {
+    let disk = alone(&args.path, true)?;
+    let id = args.id.or_else(|| args.new_id.then(Uuid::new_v4));
+    if let Some(size) = args.physical_sector_size {
+        set::set_physical_sector_size(&disk, size)?;
+    }
+    if let Some(id) = id {
+        set::set_identifier(&disk, id)?;
+    }
+    let info = disk.info();
+    disk.close()?;
+    let changed = Changed {
+        path: text(&args.path),
+        identifier: info.identifier.map(|id| id.to_string()),
+        physical_sector_size: info.physical_sector_size,
+    };
+    if args.output.json {
+        session.out.json(&changed)?;
+    } else {
+        session.out.line(format!(
+            "{}: identifier {}, physical sectors of {} bytes",
+            changed.path,
+            changed.identifier.as_deref().unwrap_or("none"),
+            changed.physical_sector_size
+        ))?;
+    }
+    Ok(DONE)
+}
+
+/// One item of the JSON output of `metadata list`.
+#[derive(Serialize)]
+struct Item {
+    item: String,
+    length: u32,
+}
+
+/// Longest item in bytes; so much and a byte is read from standard input.
+const MAX_ITEM: u64 = 1 << 20;
+
+pub(crate) fn metadata(args: &MetadataArgs, session: &mut Session) -> Result<u8, Failure> {
+    match &args.action {
+        MetadataAction::List { path, output } => {
+            let items: Vec<Item> = set::user_metadata(&alone(path, false)?)?
+                .into_iter()
+                .map(|(item, length)| Item {
+                    item: item.to_string(),
+                    length,
+                })
+                .collect();
+            if output.json {
+                session.out.json(&items)?;
+            } else {
+                for item in items {
+                    let length = size::plural(item.length.into(), "byte");
+                    session.out.line(format!("{}  {length}", item.item))?;
+                }
+            }
+        }
+        MetadataAction::Get { path, item } => {
+            let value = set::read_user_metadata(&alone(path, false)?, *item)?;
+            session.out.bytes(&value)?;
+        }
+        MetadataAction::Set { path, item } => {
+            let disk = alone(path, true)?;
+            let mut value = Vec::new();
+            std::io::stdin()
+                .lock()
+                .take(MAX_ITEM + 1)
+                .read_to_end(&mut value)
+                .map_err(Failure::Input)?;
+            if value.len() as u64 > MAX_ITEM {
+                return Err(Failure::Disk(
+                    Error::new(ErrorKind::MetadataFull, "an item holds at most 1 MiB")
+                        .with_path(path),
+                ));
+            }
+            set::write_user_metadata(&disk, *item, Some(&value))?;
+            disk.close()?;
+        }
+        MetadataAction::Delete { path, item } => {
+            let disk = alone(path, true)?;
+            set::write_user_metadata(&disk, *item, None)?;
+            disk.close()?;
+        }
+    }
+    Ok(DONE)
+}
