@@ -15,6 +15,7 @@ pub mod storage;
 pub mod verbs;
 pub mod vhd;
 pub mod vhdx;
+pub mod volume;
 mod zeros;
 
 pub use disk::{OpenOptions, VirtualDisk};

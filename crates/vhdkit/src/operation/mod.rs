@@ -5,6 +5,7 @@
 //! then only as a proportion; 100 % while pending is legal; a cancelled operation ends as aborted (995).
 
 mod progress;
+mod publish;
 mod sync;
 
 use std::future::Future;
@@ -14,6 +15,9 @@ use std::task::{Context, Poll, Waker};
 
 use crate::error::{Error, ErrorKind, Result};
 use progress::ProgressCell;
+pub use publish::{
+    Published, PublishedOperation, Standing, Subject, Unit, pending, pending_on, request_cancel,
+};
 use sync::{Arc, AtomicBool, AtomicU32, Condvar, Mutex, MutexGuard, Ordering};
 
 /// ERROR_IO_PENDING: the status of an operation that is not over.
@@ -233,6 +237,11 @@ impl Observer {
     /// See [`Operation::cancel`].
     pub fn cancel(&self) {
         self.handle.cancelled.store(true, Ordering::Release);
+    }
+
+    /// True if somebody asked it to stop.
+    pub fn is_cancelled(&self) -> bool {
+        self.handle.cancelled.load(Ordering::Acquire)
     }
 
     /// See [`Operation::name`].

@@ -1,0 +1,219 @@
+//! The folder in which a user's operations are listed: found, made, and believed only if nobody else can write there.
+//!
+//! Everything inside is reached through the folder's own descriptor, so what was verified is what is used.
+
+use std::ffi::OsStr;
+use std::fs::File;
+use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags};
+use rustix::io::Errno;
+use uuid::Uuid;
+
+use crate::error::{Error, ErrorKind, Result};
+
+const EXTENSION: &str = ".operation";
+
+/// See the module.
+pub(super) struct Folder {
+    handle: OwnedFd,
+    path: PathBuf,
+}
+
+impl Folder {
+    /// The user's folder, made if it is not there.
+    pub(super) fn make() -> Result<Self> {
+        Self::make_at(&standard_path())
+    }
+
+    /// The user's folder; `None` if nothing was ever published.
+    pub(super) fn existing() -> Result<Option<Self>> {
+        Self::existing_at(&standard_path())
+    }
+
+    pub(super) fn make_at(path: &Path) -> Result<Self> {
+        match rustix::fs::mkdir(path, Mode::RWXU) {
+            Ok(()) | Err(Errno::EXIST) => {}
+            Err(e) => return Err(Error::io("making the folder", e.into()).with_path(path)),
+        }
+        Self::open(path).map_err(|e| Error::io("open", e.into()).with_path(path))?
+    }
+
+    pub(super) fn existing_at(path: &Path) -> Result<Option<Self>> {
+        match Self::open(path) {
+            Ok(folder) => folder.map(Some),
+            Err(Errno::NOENT) => Ok(None),
+            Err(e) => Err(Error::io("open", e.into()).with_path(path)),
+        }
+    }
+
+    /// The outer result is the operating system's, the inner one says whether the folder may be believed.
+    fn open(path: &Path) -> rustix::io::Result<Result<Self>> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let handle = match rustix::fs::open(path, flags, Mode::empty()) {
+            // With O_DIRECTORY a link is told as either.
+            Err(Errno::NOTDIR | Errno::LOOP) => {
+                return Ok(Err(refused(path, "it is not a folder, or a link to one")));
+            }
+            other => other?,
+        };
+        let stat = rustix::fs::fstat(&handle)?;
+        if stat.st_uid != user() {
+            return Ok(Err(refused(path, "it belongs to another user")));
+        }
+        if stat.st_mode & 0o077 != 0 {
+            return Ok(Err(refused(path, "other users have access to it")));
+        }
+        Ok(Ok(Self {
+            handle,
+            path: path.to_owned(),
+        }))
+    }
+
+    /// A second way in, for another thread.
+    pub(super) fn duplicate(&self) -> Result<Self> {
+        let handle = self.handle.try_clone();
+        Ok(Self {
+            handle: handle.map_err(|e| Error::io("open", e).with_path(&self.path))?,
+            path: self.path.clone(),
+        })
+    }
+
+    /// A new empty file under a name that never was and never will be used again.
+    pub(super) fn create_entry(&self) -> Result<(String, File)> {
+        let name = format!("{}{EXTENSION}", Uuid::new_v4().simple());
+        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
+        rustix::fs::openat(&self.handle, &name, flags, Mode::RUSR | Mode::WUSR)
+            .map(|handle| (name, File::from(handle)))
+            .map_err(|e| Error::io("write", e.into()).with_path(&self.path))
+    }
+
+    /// The names of all entries, dead or alive.
+    pub(super) fn entries(&self) -> Result<Vec<String>> {
+        let failed = |e: Errno| Error::io("read", e.into()).with_path(&self.path);
+        let mut names = Vec::new();
+        for entry in Dir::read_from(&self.handle).map_err(failed)? {
+            let entry = entry.map_err(failed)?;
+            let name = OsStr::from_bytes(entry.file_name().to_bytes()).to_str();
+            if let Some(name) = name.filter(|name| name.ends_with(EXTENSION)) {
+                names.push(name.to_owned());
+            }
+        }
+        Ok(names)
+    }
+
+    /// Opens an entry; `None` if it is gone by now, or is no ordinary file.
+    pub(super) fn open_entry(&self, name: &str) -> Option<File> {
+        let flags = OFlags::RDWR | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let handle = rustix::fs::openat(&self.handle, name, flags, Mode::empty()).ok()?;
+        let stat = rustix::fs::fstat(&handle).ok()?;
+        (FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile).then(|| File::from(handle))
+    }
+
+    /// Takes an entry away; one that is gone already is no matter.
+    pub(super) fn remove_entry(&self, name: &str) {
+        let _ = rustix::fs::unlinkat(&self.handle, name, AtFlags::empty());
+    }
+}
+
+fn user() -> u32 {
+    rustix::process::geteuid().as_raw()
+}
+
+/// `$XDG_RUNTIME_DIR/vhdkit`; without the variable, or if it is another user's (after `su`), `/run/user/UID/vhdkit`;
+/// where there is no such folder either, `vhdkit-UID` in the folder for temporary files.
+fn standard_path() -> PathBuf {
+    let user = user();
+    let told = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from);
+    let usual = PathBuf::from(format!("/run/user/{user}"));
+    let own = |folder: &PathBuf| {
+        folder.is_absolute()
+            && std::fs::metadata(folder).is_ok_and(|m| m.is_dir() && m.uid() == user)
+    };
+    match told.filter(own).or_else(|| Some(usual).filter(own)) {
+        Some(folder) => folder.join("vhdkit"),
+        None => std::env::temp_dir().join(format!("vhdkit-{user}")),
+    }
+}
+
+fn refused(path: &Path, reason: &str) -> Error {
+    Error::new(ErrorKind::AccessDenied, reason)
+        .with_path(path)
+        .while_doing("cannot use")
+        .with_hint("it is where running operations are listed and must be a folder of yours with mode 700: remove what is there, or name another place with XDG_RUNTIME_DIR")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::{PermissionsExt, chown, symlink};
+
+    fn refused_at(path: &Path) -> Error {
+        let error = Folder::make_at(path).err().unwrap();
+        assert_eq!(error.kind(), ErrorKind::AccessDenied, "{error}");
+        let error = Folder::existing_at(path).err().unwrap();
+        assert!(error.hint().is_some(), "{error}");
+        error
+    }
+
+    #[test]
+    fn only_the_owner_has_access() {
+        let base = tempfile::tempdir().unwrap();
+        let path = base.path().join("vhdkit");
+        assert!(Folder::existing_at(&path).unwrap().is_none());
+        let folder = Folder::make_at(&path).unwrap();
+        let mode = |path: &Path| path.metadata().unwrap().permissions().mode() & 0o7777;
+        assert_eq!(mode(&path), 0o700);
+        let (name, _file) = folder.create_entry().unwrap();
+        assert_eq!(mode(&path.join(&name)), 0o600);
+        assert_eq!(folder.entries().unwrap(), [name]);
+        assert!(Folder::existing_at(&path).unwrap().is_some());
+    }
+
+    #[test]
+    fn a_folder_that_others_could_have_prepared_is_refused() {
+        let base = tempfile::tempdir().unwrap();
+        let real = base.path().join("real");
+        Folder::make_at(&real).unwrap();
+        let link = base.path().join("link");
+        symlink(&real, &link).unwrap();
+        assert!(refused_at(&link).reason().contains("link"));
+
+        let file = base.path().join("file");
+        std::fs::write(&file, "").unwrap();
+        refused_at(&file);
+
+        let open = base.path().join("open");
+        std::fs::create_dir(&open).unwrap();
+        std::fs::set_permissions(&open, PermissionsExt::from_mode(0o770)).unwrap();
+        assert!(refused_at(&open).reason().contains("other users"));
+
+        // As root any folder can be given away; nobody else owns the root folder.
+        let foreign = if user() == 0 {
+            chown(&real, Some(12345), None).unwrap();
+            real
+        } else {
+            "/".into()
+        };
+        assert!(refused_at(&foreign).reason().contains("another user"));
+    }
+
+    #[test]
+    fn what_is_no_entry_is_left_alone() {
+        let base = tempfile::tempdir().unwrap();
+        let path = base.path().join("vhdkit");
+        let folder = Folder::make_at(&path).unwrap();
+        std::fs::write(path.join("notes"), "mine").unwrap();
+        assert!(folder.entries().unwrap().is_empty());
+        let link = "0.operation";
+        symlink(path.join("notes"), path.join(link)).unwrap();
+        assert!(folder.open_entry(link).is_none());
+        std::fs::create_dir(path.join("1.operation")).unwrap();
+        assert!(folder.open_entry("1.operation").is_none());
+        assert!(folder.open_entry("2.operation").is_none());
+        folder.remove_entry("2.operation");
+    }
+}
