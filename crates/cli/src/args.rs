@@ -11,6 +11,7 @@ use clap_complete::Shell;
 use uuid::Uuid;
 use vhdkit::disk::{OpenOptions, ParentMap, Parents};
 use vhdkit::image::{DiskType, Format};
+use vhdkit::verbs::profile::Profile;
 
 use crate::failure::Failure;
 use crate::size;
@@ -162,6 +163,10 @@ pub(crate) struct CreateArgs {
     #[arg(long, value_name = "BYTES", value_parser = size::parse_sector, help_heading = "Disk")]
     pub(crate) physical_sector_size: Option<u32>,
 
+    /// Make it fit a place: azure (fixed VHD of whole MiB), hyperv or wsl (VHDX)
+    #[arg(long, value_enum, help_heading = "Disk")]
+    pub(crate) profile: Option<ProfileName>,
+
     /// The disk's identifier [default: a random one]
     #[arg(long, value_name = "GUID", value_parser = parse_guid, help_heading = "Disk")]
     pub(crate) id: Option<Uuid>,
@@ -265,6 +270,10 @@ pub(crate) struct ConvertArgs {
     /// Unit of allocation of the new file [default: the format's]
     #[arg(long, value_name = "SIZE", value_parser = size::parse_positive)]
     pub(crate) block_size: Option<u64>,
+
+    /// Make it fit a place: azure (fixed VHD of whole MiB), hyperv or wsl (VHDX)
+    #[arg(long, value_enum)]
+    pub(crate) profile: Option<ProfileName>,
 
     /// Replace an existing file, when the new one is complete
     #[arg(long)]
@@ -539,6 +548,25 @@ impl From<FormatName> for Format {
             FormatName::Vhdx => Format::Vhdx,
             FormatName::Vhd => Format::Vhd,
             FormatName::Raw => Format::Raw,
+        }
+    }
+}
+
+/// A place where a disk is to be used.
+#[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]
+#[value(rename_all = "lower")]
+pub(crate) enum ProfileName {
+    Azure,
+    HyperV,
+    Wsl,
+}
+
+impl From<ProfileName> for Profile {
+    fn from(name: ProfileName) -> Self {
+        match name {
+            ProfileName::Azure => Profile::Azure,
+            ProfileName::HyperV => Profile::HyperV,
+            ProfileName::Wsl => Profile::Wsl,
         }
     }
 }

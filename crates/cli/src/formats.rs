@@ -6,6 +6,7 @@ use std::path::Path;
 use vhdkit::disk::detect_format;
 use vhdkit::image::{DiskType, Format};
 use vhdkit::storage::{Access, FileStorage};
+use vhdkit::verbs::profile::Profile;
 
 use crate::args::FormatName;
 use crate::failure::Failure;
@@ -38,6 +39,18 @@ pub(crate) fn of_new_file(path: &Path, asked: Option<FormatName>) -> Result<Form
                 "choose one with --format vhdx, --format vhd or --format raw, or end the name in .vhdx, .avhdx, .vhd, .avhd, .img or .raw",
             )
         })
+}
+
+/// As [`of_new_file`]; where neither says it, the profile does.
+pub(crate) fn of_new_file_for(
+    path: &Path,
+    asked: Option<FormatName>,
+    profile: Option<Profile>,
+) -> Result<Format, Failure> {
+    match (profile, asked, by_name(path)) {
+        (Some(profile), None, None) => Ok(profile.format()),
+        _ => of_new_file(path, asked),
+    }
 }
 
 /// A format with the way it takes space, where it has a choice.

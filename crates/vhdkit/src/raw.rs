@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use crate::error::{Error, ErrorKind, Result};
 use crate::image::{
     Backing, CreateParameters, DiskType, Extent, ExtentKind, Format, Image, ImageBuilder,
-    ImageInfo, ZeroMode,
+    ImageInfo, Pace, ZeroMode,
 };
 use crate::num::{round_up, to_usize};
 use crate::storage::Storage;
@@ -147,6 +147,25 @@ impl Image for RawImage {
 
     fn discard(&self, offset: u64, length: u64, backing: &dyn Backing) -> Result<()> {
         self.zero(offset, length, ZeroMode::MayUnmap, backing)
+    }
+
+    fn place(&self, offset: u64, _length: u64) -> Result<Option<u64>> {
+        self.writable()?;
+        Ok(Some(offset))
+    }
+
+    fn resize(&mut self, size: u64, _backing: &dyn Backing, _pace: Pace<'_>) -> Result<()> {
+        self.writable()?;
+        if !self.storage.grows_with_zeros() {
+            return Err(Error::new(
+                ErrorKind::HostLimitation,
+                "a device keeps its size",
+            ));
+        }
+        self.storage.set_len(size)?;
+        self.storage.flush()?;
+        (self.length, self.virtual_size) = (size, size);
+        Ok(())
     }
 
     fn flush(&self) -> Result<()> {

@@ -104,6 +104,8 @@ fn every_image_converts_to_the_recorded_bytes() {
             target: target.clone(),
             format: Format::Raw,
             disk_type: DiskType::Dynamic,
+            virtual_size: None,
+            profile: None,
             block_size: None,
             logical_sector_size: None,
             physical_sector_size: None,

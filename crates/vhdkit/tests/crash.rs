@@ -277,6 +277,8 @@ fn a_conversion_that_fails_leaves_nothing_and_touches_nothing() {
             target: folder.path().join("no such folder/target"),
             format: Format::Vhdx,
             disk_type: DiskType::Dynamic,
+            virtual_size: None,
+            profile: None,
             block_size: None,
             logical_sector_size: None,
             physical_sector_size: None,

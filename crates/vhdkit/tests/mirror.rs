@@ -44,7 +44,10 @@ fn source(path: &Path, format: Format) -> Arc<VirtualDisk> {
     let file = NewFile::create(path, false).unwrap();
     let mut wanted = parameters(format, DiskType::Dynamic);
     wanted.virtual_size = SIZE;
-    new_builder(file.storage(), &wanted).unwrap().finish().unwrap();
+    new_builder(file.storage(), &wanted)
+        .unwrap()
+        .finish()
+        .unwrap();
     file.publish().unwrap();
     Arc::new(OpenOptions::new().writable(true).open(path).unwrap())
 }
@@ -126,7 +129,11 @@ fn a_disk_that_is_written_meanwhile_and_its_mirror_end_up_the_same() {
         break_mirror(&disk).unwrap();
         let report = operation.wait().unwrap();
         assert_eq!(report.target, path);
-        assert_eq!(disk.path(), path, "{what}: the disk goes on with the target");
+        assert_eq!(
+            disk.path(),
+            path,
+            "{what}: the disk goes on with the target"
+        );
         assert_reads(&disk, &model, &what);
         // P-43: writes go to the target now, and only there.
         let before = model.clone();
@@ -263,7 +270,10 @@ fn a_write_that_fails_in_the_source_does_not_make_the_copies_differ() {
         let file = Arc::new(MemoryStorage::new());
         let mut wanted = parameters(Format::Vhdx, DiskType::Dynamic);
         wanted.virtual_size = SIZE;
-        new_builder(file.clone(), &wanted).unwrap().finish().unwrap();
+        new_builder(file.clone(), &wanted)
+            .unwrap()
+            .finish()
+            .unwrap();
         let storage = FaultStorage::new(file);
         let image = open_image(storage.clone(), Format::Vhdx, true).unwrap();
         let disk =

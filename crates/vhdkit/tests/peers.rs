@@ -54,6 +54,7 @@ fn make(
             created: 1_700_000_000,
         },
         parent_path: parent.map(Path::to_path_buf),
+        profile: None,
         open_parent: OpenOptions::new(),
         overwrite: false,
     })
@@ -245,6 +246,8 @@ fn convert_to(source: &Path, target: &Path, format: Format, disk_type: DiskType)
         target: target.to_path_buf(),
         format,
         disk_type,
+        virtual_size: None,
+        profile: None,
         block_size: None,
         logical_sector_size: None,
         physical_sector_size: None,

@@ -227,7 +227,12 @@ pub(crate) struct MirrorArgs {
     pub(crate) format: Option<FormatName>,
 
     /// How the new file takes space [default: dynamic]
-    #[arg(long = "type", value_enum, value_name = "TYPE", conflicts_with = "existing")]
+    #[arg(
+        long = "type",
+        value_enum,
+        value_name = "TYPE",
+        conflicts_with = "existing"
+    )]
     pub(crate) disk_type: Option<ConvertType>,
 
     /// Unit of allocation of the new file [default: the format's]

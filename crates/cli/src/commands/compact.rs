@@ -44,7 +44,12 @@ pub(crate) fn run(args: &CompactArgs, session: &mut Session) -> Result<u8, Failu
         args.progress.progress,
         Some(&session.interrupt),
     )
-    .map_err(|e| stopped(e, "the disk is whole, and what was saved so far stays saved"))?;
+    .map_err(|e| {
+        stopped(
+            e,
+            "the disk is whole, and what was saved so far stays saved",
+        )
+    })?;
     super::close(disk)?;
     let done = Done::new(text(&args.path), args.dry_run, report);
     if args.output.json {

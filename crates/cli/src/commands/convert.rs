@@ -5,6 +5,7 @@ use std::os::unix::fs::FileTypeExt;
 use serde::Serialize;
 use vhdkit::image::{DiskType, Format, IdentifierSource};
 use vhdkit::verbs::convert::{ConvertOptions, ConvertReport, convert};
+use vhdkit::verbs::profile::Profile;
 
 use super::{Session, create::now, text};
 use crate::args::{ConvertArgs, ProgressChoice};
@@ -24,7 +25,12 @@ pub(crate) fn run(args: ConvertArgs, session: &mut Session) -> Result<u8, Failur
 }
 
 fn request(args: ConvertArgs) -> Result<ConvertOptions, Failure> {
-    let format = formats::of_new_file(&args.target, args.format)?;
+    let profile = args.profile.map(Profile::from);
+    let format = formats::of_new_file_for(&args.target, args.format, profile)?;
+    let disk_type = args.disk_type.map_or_else(
+        || profile.map_or(DiskType::Dynamic, Profile::disk_type),
+        DiskType::from,
+    );
     if format == Format::Raw && args.block_size.is_some() {
         return Err(
             Failure::usage("a raw disk cannot record a block size").hint("leave --block-size out")
@@ -35,7 +41,9 @@ fn request(args: ConvertArgs) -> Result<ConvertOptions, Failure> {
         source: args.source,
         target: args.target,
         format,
-        disk_type: args.disk_type.map_or(DiskType::Dynamic, DiskType::from),
+        disk_type,
+        virtual_size: None,
+        profile,
         block_size: args.block_size,
         logical_sector_size: None,
         physical_sector_size: None,

@@ -7,6 +7,7 @@ use vhdkit::disk::OpenOptions;
 use vhdkit::image::{CreateParameters, DiskType, Format, IdentifierSource};
 use vhdkit::verbs::convert::ConvertOptions;
 use vhdkit::verbs::create::{CreateOptions, create};
+use vhdkit::verbs::profile::Profile;
 
 use super::{Session, convert::Conversion, info, text};
 use crate::args::{CreateArgs, ProgressChoice, open_options};
@@ -64,7 +65,8 @@ fn make(
 }
 
 fn request(args: CreateArgs) -> Result<Request, Failure> {
-    let format = formats::of_new_file(&args.path, args.format)?;
+    let profile = args.profile.map(Profile::from);
+    let format = formats::of_new_file_for(&args.path, args.format, profile)?;
     let disk_type = disk_type(&args)?;
     if format == Format::Raw {
         refuse_for_raw(&args, disk_type)?;
@@ -80,6 +82,8 @@ fn request(args: CreateArgs) -> Result<Request, Failure> {
             target: args.path,
             format,
             disk_type,
+            virtual_size: None,
+            profile,
             block_size: args.block_size,
             logical_sector_size: args.sector_size,
             physical_sector_size: args.physical_sector_size,
@@ -106,6 +110,7 @@ fn request(args: CreateArgs) -> Result<Request, Failure> {
             created,
         },
         parent_path,
+        profile,
         open_parent,
         overwrite: args.force,
     }))
@@ -113,10 +118,10 @@ fn request(args: CreateArgs) -> Result<Request, Failure> {
 
 /// The type, and whether it fits the rest of what was typed.
 fn disk_type(args: &CreateArgs) -> Result<DiskType, Failure> {
-    let implied = if args.parent.is_empty() {
-        DiskType::Dynamic
-    } else {
-        DiskType::Differencing
+    let implied = match args.profile {
+        _ if !args.parent.is_empty() => DiskType::Differencing,
+        Some(profile) => Profile::from(profile).disk_type(),
+        None => DiskType::Dynamic,
     };
     let disk_type = args.disk_type.map_or(implied, DiskType::from);
     match (disk_type, args.parent.is_empty()) {

@@ -53,7 +53,12 @@ pub(crate) fn run(args: &MergeArgs, session: &mut Session) -> Result<u8, Failure
         args.progress.progress,
         Some(&session.interrupt),
     )
-    .map_err(|e| stopped(e, "the chain reads as before, and the merge can be run again"))?;
+    .map_err(|e| {
+        stopped(
+            e,
+            "the chain reads as before, and the merge can be run again",
+        )
+    })?;
     super::close(disk)?;
     let done = Done::new(text(&args.path), args.dry_run, report);
     if args.output.json {

@@ -52,17 +52,18 @@ pub(crate) fn run(args: &MirrorArgs, session: &mut Session) -> Result<u8, Failur
         let observer = operation.observer();
         // Ends the mirror as soon as both are the same; without the thread it would stay, as with --wait.
         let thread = std::thread::Builder::new().name("break".into());
-        breaker = thread.spawn(move || {
-            while observer.progress().status == vhdkit::Status::Pending {
-                let Some(disk) = disk.upgrade() else { return };
-                if is_mirrored(&disk) && break_mirror(&disk).is_ok() {
-                    return;
+        breaker = thread
+            .spawn(move || {
+                while observer.progress().status == vhdkit::Status::Pending {
+                    let Some(disk) = disk.upgrade() else { return };
+                    if is_mirrored(&disk) && break_mirror(&disk).is_ok() {
+                        return;
+                    }
+                    drop(disk);
+                    std::thread::sleep(Duration::from_millis(5));
                 }
-                drop(disk);
-                std::thread::sleep(Duration::from_millis(5));
-            }
-        })
-        .ok();
+            })
+            .ok();
     }
     let result = follow(
         operation,

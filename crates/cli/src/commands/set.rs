@@ -63,9 +63,10 @@ pub(crate) fn parent(args: &SetParentArgs, session: &mut Session) -> Result<u8, 
         session.out.json(&done)?;
     } else {
         let verb = if args.dry_run { "would have" } else { "has" };
-        session
-            .out
-            .line(format!("{} {verb} {} as its parent", done.path, done.parent))?;
+        session.out.line(format!(
+            "{} {verb} {} as its parent",
+            done.path, done.parent
+        ))?;
     }
     Ok(DONE)
 }

@@ -46,8 +46,7 @@ impl DirtyMap {
     /// Marks a range.
     pub(crate) fn mark(&self, range: &Range<u64>) {
         for bit in self.granules(range) {
-            let before =
-                self.words[to_usize(bit / 64)].fetch_or(1 << (bit % 64), Ordering::AcqRel);
+            let before = self.words[to_usize(bit / 64)].fetch_or(1 << (bit % 64), Ordering::AcqRel);
             if before & (1 << (bit % 64)) == 0 {
                 self.count.fetch_add(1, Ordering::AcqRel);
             }

@@ -10,8 +10,8 @@ mod mirror;
 
 pub use chain::{OpenOptions, Parents};
 pub use detect::{detect_format, open_image};
-pub(crate) use mirror::{DirtyMap, Mirror, Mirroring};
 pub use locate::{ParentMap, find_parent, relative_windows_path};
+pub(crate) use mirror::{DirtyMap, Mirror, Mirroring};
 
 use std::ops::Range;
 use std::path::{Path, PathBuf};

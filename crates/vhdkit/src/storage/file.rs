@@ -26,6 +26,29 @@ pub enum Access {
     ReadWrite,
 }
 
+/// The medium that a file lies on. Sizes are in bytes; where they are not known, 512 and 4096.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[non_exhaustive]
+pub struct HostDisk {
+    /// The unit in which it is addressed.
+    pub logical_sector_size: u32,
+    /// The unit in which it writes.
+    pub physical_sector_size: u32,
+    /// True if it is on another machine.
+    pub is_remote: bool,
+}
+
+/// Kinds of network file systems (`f_type`): NFS, SMB, CIFS, SMB2, Ceph, 9p, AFS.
+const REMOTE: [i128; 7] = [
+    0x6969,
+    0x517B,
+    0xFF53_4D42,
+    0xFE53_4D42,
+    0x00C3_6400,
+    0x0102_1997,
+    0x5346_414F,
+];
+
 /// An open file or block device.
 ///
 /// What the file system lacks (holes, preallocation, reflink, locks, direct I/O) is done without; only what cannot be
@@ -147,6 +170,31 @@ impl FileStorage {
             .metadata()
             .map_err(|e| self.error("stat", e))?
             .mtime())
+    }
+
+    /// What the file lies on.
+    pub fn host_disk(&self) -> Result<HostDisk> {
+        let metadata = self.file.metadata().map_err(|e| self.error("stat", e))?;
+        let device = if self.block_device {
+            metadata.rdev()
+        } else {
+            metadata.dev()
+        };
+        let (major, minor) = (rustix::fs::major(device), rustix::fs::minor(device));
+        // Of a partition the numbers are in the folder of its disk.
+        let sector = |name: &str| {
+            ["queue", "../queue"].iter().find_map(|queue| {
+                let path = format!("/sys/dev/block/{major}:{minor}/{queue}/{name}");
+                std::fs::read_to_string(path).ok()?.trim().parse().ok()
+            })
+        };
+        let is_remote = rustix::fs::fstatfs(&self.file)
+            .is_ok_and(|fs| REMOTE.iter().any(|kind| i128::from(fs.f_type) == *kind));
+        Ok(HostDisk {
+            logical_sector_size: sector("logical_block_size").unwrap_or(512),
+            physical_sector_size: sector("physical_block_size").unwrap_or(4096),
+            is_remote,
+        })
     }
 
     pub(super) fn file(&self) -> &File {

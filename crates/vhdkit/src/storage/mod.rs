@@ -21,7 +21,7 @@ mod sys;
 mod target;
 
 pub use aligned::AlignedBuffer;
-pub use file::{Access, FileStorage};
+pub use file::{Access, FileStorage, HostDisk};
 pub use memory::MemoryStorage;
 pub use overlay::OverlayStorage;
 pub use target::NewFile;

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use crate::disk::{Chain, VirtualDisk};
 use crate::error::{Context, Error, ErrorKind, Result};
-use crate::image::{AllocatedBlock, DiskType, Format, Image};
+use crate::image::{AllocatedBlock, DiskType, Format};
 use crate::num::{MIB, to_usize};
 use crate::operation::{Monitor, Operation};
 use crate::storage::AlignedBuffer;
@@ -93,7 +93,11 @@ fn run(disk: &VirtualDisk, options: &CompactOptions, monitor: &Monitor) -> Resul
         (format, _) => {
             return Err(Error::new(
                 ErrorKind::InvalidType,
-                format!("a {} {} disk keeps all its space", info.disk_type.name(), format.name()),
+                format!(
+                    "a {} {} disk keeps all its space",
+                    info.disk_type.name(),
+                    format.name()
+                ),
             )
             .with_hint("convert it to a dynamic VHDX, which leaves out what is zero"));
         }
@@ -224,14 +228,4 @@ impl Compaction<'_> {
             }
         }
     }
-}
-
-/// How many of an image's blocks do not lie behind the one before them, in percent; 0 for formats without blocks.
-///
-/// # Errors
-/// What reading the tables can fail with.
-pub fn fragmentation(image: &dyn Image) -> Result<u32> {
-    let usage = image.usage()?;
-    let steps = usage.allocated_blocks.saturating_sub(1).max(1);
-    Ok(u32::try_from(u128::from(usage.displaced_blocks) * 100 / u128::from(steps)).unwrap_or(100))
 }

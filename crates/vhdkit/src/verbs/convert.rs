@@ -7,6 +7,7 @@ use std::sync::Arc;
 use uuid::Uuid;
 
 use super::copy::{Copied, Plan, copy};
+use super::profile::Profile;
 use crate::disk::{OpenOptions, VirtualDisk};
 use crate::error::{Context, Error, ErrorKind, Result};
 use crate::image::{CreateParameters, DiskType, Format, IdentifierSource, ImageInfo};
@@ -28,6 +29,10 @@ pub struct ConvertOptions {
     pub format: Format,
     /// How the target takes space; never differencing. Raw ignores it: holes stay holes.
     pub disk_type: DiskType,
+    /// Size of the target; `None` takes the source's. What it has more reads as zeros.
+    pub virtual_size: Option<u64>,
+    /// The place where the target is to be used.
+    pub profile: Option<Profile>,
     /// The target's unit of allocation.
     pub block_size: Option<u64>,
     /// The target's sectors; `None` takes the source's where the format allows it.
@@ -81,9 +86,11 @@ fn run(options: &ConvertOptions, monitor: &Monitor) -> Result<ConvertReport> {
         .with_hint("to make a differencing disk, use create with a parent"));
     }
     let source = options.open.open(&options.source)?;
-    let parameters = parameters(options, &source.info());
+    let parameters = parameters(options, &source.info())
+        .at_path(&options.target)
+        .while_doing("cannot convert to")?;
     let target = Target::create(options).while_doing("cannot create")?;
-    let result = fill(&source, &parameters, &target, monitor);
+    let result = fill(&source, options, &parameters, &target, monitor);
     let report = result
         .at_path(&options.target)
         .while_doing("cannot convert to")?;
@@ -93,6 +100,7 @@ fn run(options: &ConvertOptions, monitor: &Monitor) -> Result<ConvertReport> {
 
 fn fill(
     source: &VirtualDisk,
+    options: &ConvertOptions,
     parameters: &CreateParameters,
     target: &Target,
     monitor: &Monitor,
@@ -104,6 +112,9 @@ fn fill(
     let Copied { copied, cloned } = copy(source, plan, &*builder, monitor)?;
     monitor.checkpoint()?;
     builder.finish()?;
+    if let Some(profile) = options.profile {
+        profile.verify(&**builder.storage(), parameters.virtual_size)?;
+    }
     Ok(ConvertReport {
         virtual_size: parameters.virtual_size,
         copied,
@@ -113,7 +124,7 @@ fn fill(
     })
 }
 
-fn parameters(options: &ConvertOptions, source: &ImageInfo) -> CreateParameters {
+fn parameters(options: &ConvertOptions, source: &ImageInfo) -> Result<CreateParameters> {
     let vhdx = options.format == Format::Vhdx;
     // A VHDX can have the source's sectors, if they are of a size it knows; nothing else has a choice.
     let sector = options.logical_sector_size.or_else(|| {
@@ -121,10 +132,21 @@ fn parameters(options: &ConvertOptions, source: &ImageInfo) -> CreateParameters 
             .then_some(source.logical_sector_size)
     });
     let unit = u64::from(sector.unwrap_or(512));
-    CreateParameters {
+    let virtual_size = options.virtual_size.unwrap_or(source.virtual_size);
+    if virtual_size < source.virtual_size {
+        return Err(Error::new(
+            ErrorKind::InvalidSize,
+            format!(
+                "{virtual_size} bytes are less than the source's {}",
+                source.virtual_size
+            ),
+        )
+        .with_hint("make the source smaller first"));
+    }
+    let mut parameters = CreateParameters {
         format: options.format,
         disk_type: options.disk_type,
-        virtual_size: round_up(source.virtual_size, unit),
+        virtual_size: round_up(virtual_size, unit),
         block_size: options.block_size,
         logical_sector_size: sector,
         physical_sector_size: options.physical_sector_size,
@@ -132,7 +154,11 @@ fn parameters(options: &ConvertOptions, source: &ImageInfo) -> CreateParameters 
         parent: None,
         identifiers: options.identifiers.clone(),
         created: options.created,
+    };
+    if let Some(profile) = options.profile {
+        profile.apply(&mut parameters)?;
     }
+    Ok(parameters)
 }
 
 /// A new file, or an existing block device.

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use super::profile::Profile;
 use super::set_parent::link_to;
 use crate::disk::OpenOptions;
 use crate::error::{Context, Error, ErrorKind, Result};
@@ -20,6 +21,8 @@ pub struct CreateOptions {
     pub parameters: CreateParameters,
     /// The parent of a differencing disk.
     pub parent_path: Option<PathBuf>,
+    /// The place where the disk is to be used.
+    pub profile: Option<Profile>,
     /// How to open the parent: where its own parents come from.
     pub open_parent: OpenOptions,
     /// Replace an existing file (only when the new one is complete).
@@ -47,6 +50,9 @@ fn run(options: &CreateOptions, monitor: &Monitor) -> Result<()> {
     monitor.advance(1);
     monitor.checkpoint()?;
     builder.finish().at_path(&options.path)?;
+    if let Some(profile) = options.profile {
+        profile.verify(&*file.storage(), parameters.virtual_size)?;
+    }
     monitor.advance(1);
     monitor.checkpoint()?;
     drop(builder);
@@ -58,6 +64,9 @@ fn run(options: &CreateOptions, monitor: &Monitor) -> Result<()> {
 /// Fills in what the parent decides.
 fn complete(options: &CreateOptions) -> Result<CreateParameters> {
     let mut parameters = options.parameters.clone();
+    if let Some(profile) = options.profile {
+        profile.apply(&mut parameters).at_path(&options.path)?;
+    }
     let Some(parent_path) = &options.parent_path else {
         if parameters.disk_type == DiskType::Differencing {
             return Err(Error::new(

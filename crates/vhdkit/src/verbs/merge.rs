@@ -143,8 +143,9 @@ fn depths(disk: &VirtualDisk, options: &MergeOptions) -> Result<(usize, usize)> 
                 "depth {source} cannot be merged into depth {target} of a chain of {images} images"
             )
         };
-        return Err(Error::new(ErrorKind::InvalidParameter, reason)
-            .with_hint("depths count from the leaf, which is 1; the target lies behind the source"));
+        return Err(Error::new(ErrorKind::InvalidParameter, reason).with_hint(
+            "depths count from the leaf, which is 1; the target lies behind the source",
+        ));
     }
     Ok((source - 1, target - 1))
 }
@@ -270,7 +271,13 @@ impl Merge<'_> {
                 return Ok(None);
             }
             let new = Uuid::new_v4();
-            let ids: Vec<Uuid> = target.image().info().link_identifier.into_iter().chain([new]).collect();
+            let ids: Vec<Uuid> = target
+                .image()
+                .info()
+                .link_identifier
+                .into_iter()
+                .chain([new])
+                .collect();
             change(chain, child, |image| image.set_parent_identifiers(&ids))?;
             change(chain, self.target, |image| image.set_link_identifier(new))?;
             Ok(Some(new))
@@ -363,7 +370,9 @@ impl Merge<'_> {
         options: &MergeOptions,
         report: &mut MergeReport,
     ) -> Result<()> {
-        let target = self.disk.with_chain(|chain| chain.layers()[self.target].image().info());
+        let target = self
+            .disk
+            .with_chain(|chain| chain.layers()[self.target].image().info());
         if self.first > 0 {
             let before = self.first - 1;
             self.disk.change_chain(|chain| -> Result<()> {

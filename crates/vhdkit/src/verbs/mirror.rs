@@ -14,7 +14,9 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, mpsc};
 
 use super::copy::{Plan, copy};
-use crate::disk::{DirtyMap, Layer, Mirror, Mirroring, OpenOptions, Parents, VirtualDisk, open_image};
+use crate::disk::{
+    DirtyMap, Layer, Mirror, Mirroring, OpenOptions, Parents, VirtualDisk, open_image,
+};
 use crate::error::{Context, Error, ErrorKind, Result};
 use crate::image::{CreateParameters, DiskType, Format, NoBacking, ZeroMode};
 use crate::num::{MIB, round_up, to_usize};

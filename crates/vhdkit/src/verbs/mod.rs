@@ -6,8 +6,11 @@ pub mod compare;
 pub mod convert;
 mod copy;
 pub mod create;
+pub mod information;
 pub mod merge;
 pub mod mirror;
+pub mod profile;
+pub mod resize;
 pub mod set;
 pub mod set_parent;
 
