@@ -1,6 +1,7 @@
 //! One module per command: what was typed becomes a typed request, the library does it, the result becomes words or
 //! JSON.
 
+mod cancel;
 mod check;
 mod compare;
 mod convert;
@@ -8,6 +9,7 @@ mod create;
 mod generate;
 mod info;
 mod map;
+mod progress;
 mod read;
 mod write;
 
@@ -35,6 +37,8 @@ pub(crate) fn run(command: Command, session: &mut Session) -> Result<u8, Failure
         Command::Check(args) => check::run(&args, session),
         Command::Read(args) => read::run(&args, session),
         Command::Write(args) => write::run(&args, session),
+        Command::Progress(args) => progress::run(&args, session),
+        Command::Cancel(args) => cancel::run(&args, session),
         Command::Completions(args) => generate::completions(&args, session),
         Command::Man(args) => generate::man(&args, session),
     }
