@@ -26,7 +26,7 @@ Exit codes:
   1    failed (compare: the disks differ; check: could not be checked)
   2    wrong arguments (compare: any failure)
   3    check found something
-  130  stopped by Ctrl-C or SIGTERM";
+  130  stopped by Ctrl-C, SIGTERM or vhdkit cancel";
 
 /// Virtual disks without Hyper-V: VHD, VHDX, raw and ISO
 ///
@@ -68,6 +68,8 @@ pub(crate) enum Command {
     Metadata(MetadataArgs),
     Read(ReadArgs),
     Write(WriteArgs),
+    Progress(PendingArgs),
+    Cancel(CancelArgs),
     Completions(CompletionsArgs),
     Man(ManArgs),
 }
@@ -94,6 +96,8 @@ impl Command {
             }
             Command::Read(a) => a.output.json,
             Command::Write(a) => a.output.json,
+            Command::Progress(a) => a.output.json,
+            Command::Cancel(a) => a.output.json,
             Command::Completions(_) | Command::Man(_) => false,
         }
     }
@@ -298,7 +302,7 @@ Exit codes:
   0    the disks read the same (surplus zeros of the longer one do not count)
   1    they differ; the first differing offset is shown
   2    they could not be compared
-  130  stopped by Ctrl-C or SIGTERM";
+  130  stopped by Ctrl-C, SIGTERM or vhdkit cancel";
 
 /// Compare what two disks read, whatever their formats
 #[derive(Args, Debug)]
@@ -418,6 +422,56 @@ pub(crate) struct WriteArgs {
 
     #[command(flatten)]
     pub(crate) progress: ProgressArgs,
+}
+
+const PROGRESS_EXAMPLES: &str = "\
+Examples:
+  vhdkit progress
+  vhdkit progress disk.vhdx
+  vhdkit progress --watch
+  vhdkit progress --json | jq '.[] | select(.percent > 50)'";
+
+/// Show how far operations are that are running now, in any process
+///
+/// Every command that takes time is listed while it runs, with all programs of
+/// the same user that choose to be. Asking does not slow them down.
+#[derive(Args, Debug)]
+#[command(after_help = PROGRESS_EXAMPLES)]
+pub(crate) struct PendingArgs {
+    /// Only what works on this disk, or makes it; if there is none, what reads it
+    #[arg(value_name = "DISK")]
+    pub(crate) path: Option<PathBuf>,
+
+    /// Keep showing it until all of it is over
+    #[arg(long)]
+    pub(crate) watch: bool,
+
+    #[command(flatten)]
+    pub(crate) output: OutputArgs,
+}
+
+const CANCEL_EXAMPLES: &str = "\
+Examples:
+  vhdkit cancel new.vhdx
+  vhdkit cancel disk.vhdx --no-wait";
+
+/// Ask what is running on a disk, in any process, to stop, and wait until it has
+///
+/// It stops as with Ctrl-C: where its files are consistent. What is nearly done
+/// may still succeed. With several operations on the disk all are asked.
+#[derive(Args, Debug)]
+#[command(after_help = CANCEL_EXAMPLES, arg_required_else_help = true)]
+pub(crate) struct CancelArgs {
+    /// The disk that is worked on, or made; if there is none, that is read
+    #[arg(value_name = "DISK")]
+    pub(crate) path: PathBuf,
+
+    /// Only ask
+    #[arg(long)]
+    pub(crate) no_wait: bool,
+
+    #[command(flatten)]
+    pub(crate) output: OutputArgs,
 }
 
 const COMPLETIONS_EXAMPLES: &str = "\

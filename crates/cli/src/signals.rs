@@ -13,7 +13,7 @@ use vhdkit::operation::Observer;
 use crate::failure::INTERRUPTED;
 
 /// The program's way of being interrupted.
-#[derive(Clone, Default)]
+#[derive(Default)]
 pub(crate) struct Interrupt {
     state: Arc<State>,
 }
@@ -49,11 +49,6 @@ impl Interrupt {
     /// The operation is over: a signal ends the program again.
     pub(crate) fn ends_program(&self) {
         *self.state.lock() = None;
-    }
-
-    /// True if the operation was asked to stop.
-    pub(crate) fn asked(&self) -> bool {
-        self.state.asked.load(Ordering::Acquire)
     }
 }
 

@@ -3,12 +3,13 @@
 use std::sync::Arc;
 
 use serde::Serialize;
+use vhdkit::operation::{Subject, Unit};
 use vhdkit::verbs::compact::{CompactMode, CompactOptions, CompactReport, compact};
 
 use super::{Session, text};
 use crate::args::{CompactArgs, Mode};
 use crate::failure::{DONE, Failure};
-use crate::progress::{Unit, follow, stopped};
+use crate::progress::{follow, stopped};
 use crate::size;
 
 /// The fields of the JSON output. Sizes are in bytes.
@@ -39,8 +40,7 @@ pub(crate) fn run(args: &CompactArgs, session: &mut Session) -> Result<u8, Failu
     };
     let report = follow(
         compact(disk.clone(), options),
-        &args.path,
-        Unit::Bytes,
+        &Subject::disk(&args.path).counted_in(Unit::Bytes),
         args.progress.progress,
         Some(&session.interrupt),
     )

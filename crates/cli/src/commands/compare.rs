@@ -1,13 +1,14 @@
 //! `vhdkit compare`: do two disks read the same?
 
 use serde::Serialize;
+use vhdkit::operation::{Subject, Unit};
 use vhdkit::verbs::compare::compare;
 
 use super::{Session, text};
 use crate::args::{CompareArgs, open_options};
 use crate::failure::{DIFFERENT, DONE, Failure};
 use crate::formats;
-use crate::progress::{Unit, follow, stopped};
+use crate::progress::{follow, stopped};
 
 /// The fields of the JSON output.
 #[derive(Serialize)]
@@ -33,7 +34,7 @@ pub(crate) fn run(args: &CompareArgs, session: &mut Session) -> Result<u8, Failu
     let (size_a, size_b) = (a.virtual_size(), b.virtual_size());
     let found = follow(
         compare(a, b),
-        Unit::Bytes,
+        &Subject::disk(&args.a).and(&args.b).counted_in(Unit::Bytes),
         args.progress.progress,
         Some(&session.interrupt),
     )

@@ -4,13 +4,14 @@ use std::os::unix::fs::FileTypeExt;
 
 use serde::Serialize;
 use vhdkit::image::{DiskType, Format, IdentifierSource};
+use vhdkit::operation::{Subject, Unit};
 use vhdkit::verbs::convert::{ConvertOptions, ConvertReport, convert};
 use vhdkit::verbs::profile::Profile;
 
 use super::{Session, create::now, text};
 use crate::args::{ConvertArgs, ProgressChoice};
 use crate::failure::{DONE, Failure};
-use crate::progress::{Unit, follow, stopped};
+use crate::progress::{follow, stopped};
 use crate::{formats, size};
 
 pub(crate) fn run(args: ConvertArgs, session: &mut Session) -> Result<u8, Failure> {
@@ -88,9 +89,12 @@ impl Conversion {
             Err(_) => format!("{target} was not made"),
         };
         formats::warn_if_unlike_its_name(&options.source);
+        let subject = Subject::disk(&options.target)
+            .and(&options.source)
+            .counted_in(Unit::Bytes);
         let report = follow(
             convert(options),
-            Unit::Bytes,
+            &subject,
             progress,
             Some(&session.interrupt),
         )

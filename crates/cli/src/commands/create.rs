@@ -5,6 +5,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use vhdkit::disk::OpenOptions;
 use vhdkit::image::{CreateParameters, DiskType, Format, IdentifierSource};
+use vhdkit::operation::Subject;
 use vhdkit::verbs::convert::ConvertOptions;
 use vhdkit::verbs::create::{CreateOptions, create};
 use vhdkit::verbs::profile::Profile;
@@ -12,7 +13,7 @@ use vhdkit::verbs::profile::Profile;
 use super::{Session, convert::Conversion, info, text};
 use crate::args::{CreateArgs, ProgressChoice, open_options};
 use crate::failure::{DONE, Failure};
-use crate::progress::{Unit, follow, stopped};
+use crate::progress::{follow, stopped};
 use crate::{formats, size};
 
 /// The time of creation of reproducible disks: the start of 2000, where VHD starts to count.
@@ -55,9 +56,10 @@ fn make(
     session: &Session,
 ) -> Result<(), Failure> {
     let outcome = format!("{} was not made", text(&options.path));
+    let subject = Subject::disk(&options.path);
     follow(
         create(options),
-        Unit::Steps,
+        &subject,
         progress,
         Some(&session.interrupt),
     )

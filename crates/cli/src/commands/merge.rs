@@ -4,12 +4,13 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use serde::Serialize;
+use vhdkit::operation::{Subject, Unit};
 use vhdkit::verbs::merge::{MergeOptions, MergeReport, merge};
 
 use super::{Session, text};
 use crate::args::MergeArgs;
 use crate::failure::{DONE, Failure};
-use crate::progress::{Unit, follow, stopped};
+use crate::progress::{follow, stopped};
 use crate::size;
 
 /// The fields of the JSON output. Sizes are in bytes.
@@ -48,8 +49,7 @@ pub(crate) fn run(args: &MergeArgs, session: &mut Session) -> Result<u8, Failure
     warn(&disk, &options);
     let report = follow(
         merge(disk.clone(), options),
-        &args.path,
-        Unit::Bytes,
+        &Subject::disk(&args.path).counted_in(Unit::Bytes),
         args.progress.progress,
         Some(&session.interrupt),
     )

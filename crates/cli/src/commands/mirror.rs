@@ -5,12 +5,13 @@ use std::time::Duration;
 
 use serde::Serialize;
 use vhdkit::image::{CreateParameters, DiskType, Format, IdentifierSource};
+use vhdkit::operation::{Subject, Unit};
 use vhdkit::verbs::mirror::{MirrorOptions, break_mirror, is_mirrored, mirror};
 
 use super::{Session, create::now, text};
 use crate::args::MirrorArgs;
 use crate::failure::{DONE, Failure};
-use crate::progress::{Unit, follow, stopped};
+use crate::progress::{follow, stopped};
 use crate::{formats, size};
 
 /// The fields of the JSON output. Sizes are in bytes.
@@ -67,8 +68,7 @@ pub(crate) fn run(args: &MirrorArgs, session: &mut Session) -> Result<u8, Failur
     }
     let result = follow(
         operation,
-        &args.source,
-        Unit::Bytes,
+        &Subject::disk(&args.source).and(&args.target).counted_in(Unit::Bytes),
         args.progress.progress,
         Some(&session.interrupt),
     );

@@ -1,6 +1,7 @@
 //! One module per command: what was typed becomes a typed request, the library does it, the result becomes words or
 //! JSON.
 
+mod cancel;
 mod check;
 mod compact;
 mod compare;
@@ -11,6 +12,7 @@ mod info;
 mod map;
 mod merge;
 mod mirror;
+mod progress;
 mod read;
 mod resize;
 mod set;
@@ -48,6 +50,8 @@ pub(crate) fn run(command: Command, session: &mut Session) -> Result<u8, Failure
         Command::Metadata(args) => set::metadata(&args, session),
         Command::Read(args) => read::run(&args, session),
         Command::Write(args) => write::run(&args, session),
+        Command::Progress(args) => progress::run(&args, session),
+        Command::Cancel(args) => cancel::run(&args, session),
         Command::Completions(args) => generate::completions(&args, session),
         Command::Man(args) => generate::man(&args, session),
     }

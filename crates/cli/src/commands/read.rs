@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use vhdkit::operation::Monitor;
+use vhdkit::operation::{Monitor, Subject, Unit};
 use vhdkit::{Error, ErrorKind, Operation, VirtualDisk};
 
 use super::Session;
@@ -10,7 +10,7 @@ use crate::args::{ProgressChoice, ReadArgs};
 use crate::failure::{DONE, Failure};
 use crate::formats;
 use crate::output::{self, Output};
-use crate::progress::{Unit, follow};
+use crate::progress::{follow, stopped};
 
 /// Most that is held in memory.
 const CHUNK: usize = 1 << 20;
@@ -26,7 +26,9 @@ pub(crate) fn run(args: &ReadArgs, session: &mut Session) -> Result<u8, Failure>
     };
     let work = move |monitor: &Monitor| copy(&disk, range, monitor);
     // Nothing has to be put in order when a reader is interrupted, so a signal ends it at once.
-    follow(Operation::start("read", work), Unit::Bytes, progress, None)??;
+    let subject = Subject::disk(&args.path).counted_in(Unit::Bytes);
+    follow(Operation::start("read", work), &subject, progress, None)
+        .map_err(|e| stopped(e, "the range was not read to its end"))??;
     session.out.flush()?;
     Ok(DONE)
 }
@@ -69,6 +71,8 @@ fn copy(
         let end = start + extent.length;
         let mut at = start;
         while at < end {
+            // Somebody else may ask to stop, if not a signal.
+            monitor.checkpoint()?;
             let length = usize::try_from(end - at).map_or(CHUNK, |left| left.min(CHUNK));
             let part = &mut buffer[..length];
             if extent.data.is_some() {

@@ -5,12 +5,13 @@ use std::sync::Arc;
 
 use serde::Serialize;
 use vhdkit::VirtualDisk;
+use vhdkit::operation::{Subject, Unit};
 use vhdkit::verbs::resize::{NewSize, ResizeOptions, ResizeReport, resize};
 
 use super::{Session, text};
 use crate::args::{ExpandArgs, ProgressChoice, ResizeArgs};
 use crate::failure::{DONE, Failure};
-use crate::progress::{Unit, follow, stopped};
+use crate::progress::{follow, stopped};
 use crate::size::{self, Change};
 
 /// The fields of the JSON output. Sizes are in bytes.
@@ -89,8 +90,7 @@ fn perform(
     let disk = Arc::new(disk);
     let report = follow(
         resize(disk.clone(), options),
-        path,
-        Unit::Bytes,
+        &Subject::disk(path).counted_in(Unit::Bytes),
         progress,
         Some(&session.interrupt),
     )

@@ -8,14 +8,14 @@ use std::thread;
 use std::time::Duration;
 
 use serde::Serialize;
-use vhdkit::operation::Monitor;
+use vhdkit::operation::{Monitor, Subject, Unit};
 use vhdkit::{Error, ErrorKind, Operation, VirtualDisk};
 
 use super::{Session, text};
 use crate::args::WriteArgs;
 use crate::failure::{DONE, Failure};
 use crate::formats;
-use crate::progress::{Unit, follow};
+use crate::progress::follow;
 use crate::size::plural;
 
 /// Unit of reading and writing; a few of them are held in memory.
@@ -51,7 +51,7 @@ pub(crate) fn run(args: &WriteArgs, session: &mut Session) -> Result<u8, Failure
     };
     let length = follow(
         Operation::start("write", work),
-        Unit::Bytes,
+        &Subject::disk(&args.path).counted_in(Unit::Bytes),
         args.progress.progress,
         Some(&session.interrupt),
     )??;

@@ -5,9 +5,9 @@ use std::time::{Duration, Instant};
 
 use console::Term;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle, TermLike};
-use vhdkit::operation::Progress;
+use vhdkit::operation::{Progress, Unit};
 
-use super::{Unit, View};
+use super::View;
 
 /// What is over sooner than this shows no bar.
 const PATIENCE: Duration = Duration::from_millis(250);
@@ -22,7 +22,7 @@ impl Bar {
     pub(super) fn new(unit: Unit) -> Self {
         let template = match unit {
             Unit::Bytes => "{msg} {percent:>3}% [{wide_bar}] {binary_bytes_per_sec}, {eta} left",
-            Unit::Steps => "{msg} {percent:>3}% [{wide_bar}]",
+            _ => "{msg} {percent:>3}% [{wide_bar}]",
         };
         let style = ProgressStyle::with_template(template)
             .unwrap_or_else(|_| ProgressStyle::default_bar())

@@ -1,4 +1,5 @@
-//! Running an operation while showing how far it is. The operation is sampled ten times a second, whatever its speed.
+//! Running an operation while showing how far it is, here and to `vhdkit progress`. The operation is sampled ten times a
+//! second, whatever its speed.
 
 mod bar;
 
@@ -8,7 +9,7 @@ use std::thread;
 use std::time::Duration;
 
 use serde::Serialize;
-use vhdkit::operation::{Observer, Operation, Progress, Status};
+use vhdkit::operation::{Observer, Operation, Progress, Status, Subject, Unit};
 use vhdkit::{Error, Result};
 
 use bar::Bar;
@@ -17,16 +18,7 @@ use crate::args::ProgressChoice;
 use crate::signals::Interrupt;
 
 /// Time between two looks at the operation.
-const INTERVAL: Duration = Duration::from_millis(100);
-
-/// What an operation counts.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Unit {
-    /// Bytes: a rate makes sense.
-    Bytes,
-    /// Anything else.
-    Steps,
-}
+pub(crate) const INTERVAL: Duration = Duration::from_millis(100);
 
 /// How progress is shown, all things considered.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -51,33 +43,36 @@ impl Show {
 }
 
 /// Waits for an operation and shows its progress. Until it is over, the first signal cancels it; without `interrupt` a
-/// signal ends the program as ever.
+/// signal ends the program as ever. Other processes see it as being about `subject`, and may cancel it too.
 ///
 /// # Errors
 /// What the operation ends with.
 pub(crate) fn follow<T: Send + 'static>(
     operation: Operation<T>,
-    unit: Unit,
+    subject: &Subject,
     choice: ProgressChoice,
     interrupt: Option<&Interrupt>,
 ) -> Result<T> {
     if let Some(interrupt) = interrupt {
         interrupt.cancels(operation.observer());
     }
+    // Without a place for it nobody else sees it; the work goes on.
+    let published = operation.observer().publish(subject);
     let (running, over) = mpsc::channel::<()>();
     let show = Show::decide(choice);
     let shower = (show != Show::Nothing).then(|| {
         let observer = operation.observer();
-        let interrupt = interrupt.cloned().unwrap_or_default();
+        let unit = subject.unit();
         // Without a thread for it there is no progress to see; the work goes on.
         thread::Builder::new()
             .name("progress".into())
-            .spawn(move || watch(show, unit, &observer, &interrupt, &over))
+            .spawn(move || watch(show, unit, &observer, &over))
     });
     let result = operation.wait();
     if let Some(interrupt) = interrupt {
         interrupt.ends_program();
     }
+    drop(published);
     drop(running);
     if let Some(Ok(shower)) = shower {
         let _ = shower.join();
@@ -85,7 +80,7 @@ pub(crate) fn follow<T: Send + 'static>(
     result
 }
 
-fn watch(show: Show, unit: Unit, observer: &Observer, interrupt: &Interrupt, over: &Receiver<()>) {
+fn watch(show: Show, unit: Unit, observer: &Observer, over: &Receiver<()>) {
     let mut view: Box<dyn View> = match show {
         Show::Bar => Box::new(Bar::new(unit)),
         Show::Text => Box::new(Text { shown: 0 }),
@@ -94,7 +89,7 @@ fn watch(show: Show, unit: Unit, observer: &Observer, interrupt: &Interrupt, ove
     loop {
         let progress = observer.progress();
         if progress.status == Status::Pending {
-            view.pending(observer.name(), progress, interrupt.asked());
+            view.pending(observer.name(), progress, observer.is_cancelled());
         }
         // Woken at once by the end, so that a short operation does not take as long as a sample.
         match over.recv_timeout(INTERVAL) {
@@ -155,7 +150,7 @@ impl JsonLine<'_> {
             status: progress.status.win32_code(),
             current: progress.current,
             completion: progress.completion,
-            percent: (progress.percent() * 100.0).round() / 100.0,
+            percent: percent(progress),
         };
         if let Ok(line) = serde_json::to_string(&line) {
             say(&line);
@@ -182,6 +177,11 @@ impl View for Json {
         }
         JsonLine::say(name, progress);
     }
+}
+
+/// For JSON: two decimals are enough.
+pub(crate) fn percent(progress: Progress) -> f64 {
+    (progress.percent() * 100.0).round() / 100.0
 }
 
 /// One write per line, so that lines of others do not end up inside.

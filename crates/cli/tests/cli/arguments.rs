@@ -10,8 +10,9 @@ fn nothing_typed_shows_the_help() {
     assert!(ran.err.contains("Usage: vhdkit <COMMAND>"), "{ran:?}");
     assert!(folder.ok("--version").starts_with("vhdkit 0."));
     assert!(folder.ok("--help").contains("Exit codes:"));
+    assert!(folder.ok("progress --help").contains("Examples:"));
     for command in [
-        "create", "info", "map", "convert", "compare", "check", "read", "write",
+        "create", "info", "map", "convert", "compare", "check", "read", "write", "cancel",
     ] {
         assert!(
             folder

@@ -14,4 +14,5 @@ mod failures;
 mod generated;
 mod interrupt;
 mod json;
+mod published;
 mod support;

@@ -72,7 +72,7 @@ pub(super) fn parse(sector: &[u8]) -> Option<Mbr> {
 pub(super) fn entries(sector: &[u8]) -> Option<[Entry; 4]> {
     let bytes = sector.get(ENTRIES_OFFSET..512)?;
     let (entries, rest) = <[Entry; 4]>::read_from_prefix(bytes).ok()?;
-    let plausible = entries.iter().all(|e| e.status & 0x7F == 0);
+    let plausible = entries.iter().all(|e| matches!(e.status, 0 | 0x80));
     (plausible && rest == SIGNATURE).then_some(entries)
 }
 

@@ -267,6 +267,7 @@ fn is_requested(file: &File) -> bool {
 /// It holds the entry open, so that the end is seen even if it comes between two looks.
 #[derive(Debug)]
 pub struct PublishedOperation {
+    id: String,
     file: File,
     origin: Origin,
     progress: Progress,
@@ -354,6 +355,7 @@ fn pending_in(folder: &Folder) -> Result<Vec<PublishedOperation>> {
             && progress.status == Status::Pending
         {
             found.push(PublishedOperation {
+                id: name,
                 file,
                 origin,
                 progress,
@@ -389,6 +391,11 @@ fn read(file: &File) -> Option<(Origin, Progress)> {
 }
 
 impl PublishedOperation {
+    /// A text that no other operation has or ever will have.
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
     /// What is being done, in one word: the operation's name.
     pub fn name(&self) -> &str {
         &self.origin.verb
@@ -455,5 +462,5 @@ impl PublishedOperation {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(loom)))]
 mod tests;

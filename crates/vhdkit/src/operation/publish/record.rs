@@ -23,6 +23,9 @@ const VERSION: u32 = 1;
 const PATHS: usize = 8192;
 const VERB: usize = 64;
 
+/// The year 10000, which has no written form, in milliseconds since 1970.
+const END_OF_TIME: u64 = 253_402_300_800_000;
+
 const COUNTS_BYTES: u32 = 1;
 
 /// Length of the file.
@@ -165,6 +168,7 @@ impl Identity {
     fn origin(&self) -> Option<Origin> {
         if self.signature != SIGNATURE
             || self.version.get() != VERSION
+            || self.started.get() >= END_OF_TIME
             || self.checksum.get() != self.computed_checksum()
         {
             return None;
