@@ -48,12 +48,9 @@ impl Bat {
     ) -> Result<Self> {
         let count = round_up(header.blocks, PER_SECTOR);
         let mut entries = Vec::new();
-        entries.try_reserve_exact(to_usize(count)).map_err(|_| {
-            Error::new(
-                ErrorKind::OutOfMemory,
-                format!("no memory for a block allocation table of {count} entries"),
-            )
-        })?;
+        entries
+            .try_reserve_exact(to_usize(count))
+            .map_err(|_| no_memory(count))?;
         // What the file's table does not have is padding.
         let present = count.min(header.max_entries);
         let front = Front::new(reserved);
@@ -94,6 +91,62 @@ impl Bat {
         let sector = u32::try_from(at / SECTOR).unwrap_or(INVALID);
         debug_assert!(sector < INVALID);
         self.entries[to_usize(block)].store(sector, Ordering::Release);
+    }
+
+    /// Makes a block take no space.
+    pub(super) fn release(&self, block: u64) {
+        self.entries[to_usize(block)].store(UNALLOCATED, Ordering::Release);
+    }
+
+    /// All blocks that have a place: number and offset, in the order of the disk.
+    pub(super) fn placed(&self) -> impl Iterator<Item = (u64, u64)> + '_ {
+        (0..)
+            .zip(self.loaded())
+            .filter(|&(_, entry)| entry < INVALID)
+            .map(|(block, entry)| (block, u64::from(entry) * SECTOR))
+    }
+
+    /// The first block from `first` on that has a place, and where.
+    pub(super) fn next_placed(&self, first: u64) -> Option<(u64, u64)> {
+        (first..self.blocks).find_map(|block| match self.get(block) {
+            Entry::At(at) => Some((block, at)),
+            Entry::Unallocated | Entry::Invalid => None,
+        })
+    }
+
+    /// The same table at another place, for as many blocks or more: those that are new take no space.
+    pub(super) fn rebuilt(&self, blocks: u64, offset: u64) -> Result<Self> {
+        let count = round_up(blocks.max(self.blocks), PER_SECTOR);
+        let mut entries = Vec::new();
+        entries
+            .try_reserve_exact(to_usize(count))
+            .map_err(|_| no_memory(count))?;
+        // Also what a foreign file says behind the end of the disk is not kept where it would become part of it.
+        let kept = if blocks > self.blocks {
+            to_usize(self.blocks)
+        } else {
+            self.entries.len()
+        };
+        entries.extend(
+            self.entries[..kept]
+                .iter()
+                .map(|entry| AtomicU32::new(entry.load(Ordering::Acquire))),
+        );
+        entries.resize_with(to_usize(count), || AtomicU32::new(UNALLOCATED));
+        Ok(Self {
+            entries,
+            blocks: blocks.max(self.blocks),
+            offset,
+            shape: self.shape,
+        })
+    }
+
+    /// The bytes of the table from its sector `first` on, as they are now.
+    pub(super) fn bytes_from(&self, first: u64) -> Vec<u8> {
+        self.entries[to_usize(first * PER_SECTOR)..]
+            .iter()
+            .flat_map(|entry| entry.load(Ordering::Acquire).to_be_bytes())
+            .collect()
     }
 
     /// How many blocks from `first` up to `end` are unallocated in a row.
@@ -148,6 +201,13 @@ impl Bat {
             .iter()
             .map(|entry| entry.load(Ordering::Acquire))
     }
+}
+
+fn no_memory(count: u64) -> Error {
+    Error::new(
+        ErrorKind::OutOfMemory,
+        format!("no memory for a block allocation table of {count} entries"),
+    )
 }
 
 /// The range of the file that a block with this entry takes.

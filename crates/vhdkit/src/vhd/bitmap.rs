@@ -131,7 +131,7 @@ impl BitmapCache {
         }
     }
 
-    /// True if all sectors of the block are known to be here. Once true, always true.
+    /// True if all sectors of the block are known to be here. Once true, always true, until the block is released.
     pub(super) fn is_full(&self, block: u64) -> bool {
         self.full[to_usize(block / 64)].load(Ordering::Acquire) >> (block % 64) & 1 == 1
     }
@@ -226,6 +226,15 @@ impl BitmapCache {
         {
             slot.remove();
         }
+    }
+
+    /// Forgets everything about a block that was released. Nobody else uses the disk.
+    pub(super) fn forget(&self, block: u64) {
+        self.shard(block)
+            .write()
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove(&block);
+        self.full[to_usize(block / 64)].fetch_and(!(1 << (block % 64)), Ordering::AcqRel);
     }
 
     fn make_room(&self, shard: &mut Shard) {

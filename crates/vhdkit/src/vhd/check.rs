@@ -234,6 +234,17 @@ fn footer_fields(report: &mut Report, footer: &Footer, at: u64) {
 
 fn fixed(report: &mut Report, footer: &Footer, limit: u64) {
     let size = footer.current_size.get();
+    if let Some(stale) = footer.grow_mark() {
+        report.add(
+            Info,
+            "vhd-resize-interrupted",
+            stale.start,
+            format!(
+                "the disk was made larger and that was interrupted: the {} bytes from here read as zeros, and the first change makes them so",
+                stale.end - stale.start
+            ),
+        );
+    }
     if size > limit {
         report.add(
             Fatal,

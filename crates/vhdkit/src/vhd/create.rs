@@ -21,13 +21,13 @@ use crate::num::{GIB, KIB, MIB, round_up, to_usize};
 use crate::storage::Storage;
 
 /// Largest disk: the limit of Microsoft's products, for all three types.
-const MAX_SIZE: u64 = 2040 * GIB;
+pub(super) const MAX_SIZE: u64 = 2040 * GIB;
 /// Block sizes that all readers accept.
 const BLOCK_SIZES: std::ops::RangeInclusive<u64> = 64 * KIB..=2 * MIB;
 const DEFAULT_BLOCK_SIZE: u64 = 2 * MIB;
 
 /// Room for each parent locator, so that another path can be stored in its place.
-const LOCATOR_ROOM: u64 = 4096;
+pub(super) const LOCATOR_ROOM: u64 = 4096;
 
 /// Where the BAT of new files is: behind the footer's copy and the header.
 const TABLE_OFFSET: u64 = FOOTER_SIZE + HEADER_SIZE;
@@ -107,7 +107,7 @@ impl VhdBuilder {
     }
 }
 
-fn check_parameters(parameters: &CreateParameters) -> Result<()> {
+pub(super) fn check_parameters(parameters: &CreateParameters) -> Result<()> {
     let size = parameters.virtual_size;
     if size == 0 || !size.is_multiple_of(SECTOR) {
         return Err(Error::new(
@@ -167,11 +167,11 @@ fn block_shape(parameters: &CreateParameters) -> Result<BlockShape> {
 }
 
 /// The format's time stamps begin in 2000 and end in 2136.
-fn timestamp(unix: i64) -> u32 {
+pub(super) fn timestamp(unix: i64) -> u32 {
     u32::try_from(unix.saturating_sub(EPOCH).max(0)).unwrap_or(u32::MAX)
 }
 
-fn new_footer(parameters: &CreateParameters) -> Footer {
+pub(super) fn new_footer(parameters: &CreateParameters) -> Footer {
     let mut footer = Footer::new_zeroed();
     let size = parameters.virtual_size;
     let (cylinders, heads, sectors_per_track) = geometry::of_size(size);
@@ -180,11 +180,7 @@ fn new_footer(parameters: &CreateParameters) -> Footer {
     footer.version = VERSION.into();
     footer.data_offset = NO_OFFSET.into();
     footer.timestamp = timestamp(parameters.created).into();
-    // QEMU before version 10 takes the size from the geometry, which is smaller, unless the creator is one of a few that
-    // it knows. Windows' own code is among them, and is what a program compatible with it may call itself.
-    footer.creator_application = *b"win ";
-    footer.creator_version = 0x000A_0000.into();
-    footer.creator_host_os = *b"Wi2k";
+    sign_as_creator(&mut footer);
     footer.original_size = size.into();
     footer.current_size = size.into();
     footer.cylinders = cylinders.into();
@@ -205,6 +201,14 @@ fn new_footer(parameters: &CreateParameters) -> Footer {
     footer.unique_id = identifier.into_bytes();
     footer.sign();
     footer
+}
+
+/// QEMU before version 10 takes the size from the geometry, which is smaller, unless the creator is one of a few that it
+/// knows. Windows' own code is among them, and is what a program compatible with it may call itself.
+pub(super) fn sign_as_creator(footer: &mut Footer) {
+    footer.creator_application = *b"win ";
+    footer.creator_version = 0x000A_0000.into();
+    footer.creator_host_os = *b"Wi2k";
 }
 
 impl SparseBuilder {

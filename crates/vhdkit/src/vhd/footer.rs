@@ -1,10 +1,12 @@
 //! The footer and its copy: finding the one that counts.
 
-use zerocopy::{FromZeros, IntoBytes};
+use std::ops::Range;
+
+use zerocopy::{FromBytes, FromZeros, IntoBytes};
 
 use super::layout::{
-    FOOTER_COOKIE, FOOTER_SIZE, Footer, HEADER_COOKIE, SECTOR, SHORT_FOOTER_SIZE,
-    TYPE_DIFFERENCING, TYPE_DYNAMIC, TYPE_FIXED, VERSION,
+    FOOTER_COOKIE, FOOTER_SIZE, Footer, GROW_COOKIE, GrowMark, HEADER_COOKIE, SECTOR,
+    SHORT_FOOTER_SIZE, TYPE_DIFFERENCING, TYPE_DYNAMIC, TYPE_FIXED, VERSION,
 };
 use crate::error::{Error, ErrorKind, Result};
 use crate::image::DiskType;
@@ -28,6 +30,32 @@ impl Footer {
 
     pub(super) fn is_signed(&self) -> bool {
         self.checksum.get() == self.computed_checksum()
+    }
+
+    /// The range that an interrupted growing left in a fixed disk: whole sectors inside the disk.
+    pub(super) fn grow_mark(&self) -> Option<Range<u64>> {
+        let (_, mark) = GrowMark::ref_from_suffix(&self.reserved).ok()?;
+        let (start, end) = (mark.start.get(), mark.end.get());
+        (mark.cookie == GROW_COOKIE
+            && self.disk_type.get() == TYPE_FIXED
+            && start < end
+            && end <= self.current_size.get()
+            && start.is_multiple_of(SECTOR)
+            && end.is_multiple_of(SECTOR))
+        .then_some(start..end)
+    }
+
+    /// Sets or clears the mark of growing, and signs.
+    pub(super) fn with_grow_mark(mut self, range: Option<Range<u64>>) -> Self {
+        let mark = range.map_or_else(GrowMark::new_zeroed, |range| GrowMark {
+            cookie: GROW_COOKIE,
+            start: range.start.into(),
+            end: range.end.into(),
+        });
+        let at = self.reserved.len() - size_of::<GrowMark>();
+        self.reserved[at..].copy_from_slice(mark.as_bytes());
+        self.sign();
+        self
     }
 
     fn is_sparse(&self) -> bool {
@@ -89,7 +117,11 @@ pub(super) struct Places {
 
 impl Places {
     pub(super) fn read(storage: &dyn Storage) -> Result<Self> {
-        let file_size = storage.len()?;
+        Self::read_as_of(storage, storage.len()?)
+    }
+
+    /// As if the file ended at `file_size`.
+    pub(super) fn read_as_of(storage: &dyn Storage, file_size: u64) -> Result<Self> {
         let read = |offset: u64, size: u64| -> Result<Candidate> {
             let mut footer = Box::new(Footer::new_zeroed());
             storage.read_at(

@@ -58,6 +58,7 @@ impl BlockShape {
 }
 
 /// A dynamic header that was checked against its file.
+#[derive(Clone)]
 pub(super) struct SparseHeader {
     pub(super) raw: Box<Header>,
     /// Where the header is.

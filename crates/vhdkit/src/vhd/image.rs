@@ -15,13 +15,15 @@ use super::layout::{
     BATMAP_COOKIE, Batmap, EPOCH, FOOTER_SIZE, Footer, HEADER_SIZE, Locator, SECTOR,
 };
 use super::locator;
+use super::space::{Kind, Plan, Structure};
 use super::sparse::Sparse;
 use crate::block_lock::BlockLocks;
 use crate::error::{Error, ErrorKind, Result};
 use crate::image::{
-    Backing, DiskType, Extent, ExtentKind, Format, Image, ImageInfo, ParentReference, ZeroMode,
+    AllocatedBlock, Backing, DiskType, Extent, ExtentKind, Format, Image, ImageInfo, Pace, Packed,
+    ParentLink, ParentReference, Usage, ZeroMode,
 };
-use crate::num::round_up;
+use crate::num::{round_up, to_usize};
 use crate::storage::Storage;
 
 /// An open VHD file: fixed, dynamic or differencing.
@@ -30,12 +32,18 @@ use crate::storage::Storage;
 /// only. Memory: 4 bytes and one bit for each block of the disk (4 MiB for 2040 GiB in blocks of 2 MiB), and at most
 /// about 48 MiB of sector bitmaps, for differencing disks and for those that other programs filled in part.
 pub struct VhdImage {
-    storage: Arc<dyn Storage>,
-    virtual_size: u64,
-    info: ImageInfo,
-    journal: Journal,
+    pub(super) storage: Arc<dyn Storage>,
+    pub(super) virtual_size: u64,
+    pub(super) info: ImageInfo,
+    pub(super) journal: Journal,
+    /// The footer as it is in the file, or will be after the first change.
+    pub(super) footer: Box<Footer>,
+    /// Of an interrupted growing of a fixed disk: reads as zeros until the first change has made it so.
+    stale: Option<Range<u64>>,
     /// `None` for fixed disks.
-    sparse: Option<Sparse>,
+    pub(super) sparse: Option<Sparse>,
+    /// What packing has still to do, and the journal's generation for which that is true.
+    pub(super) plan: Option<(u64, Plan)>,
 }
 
 impl VhdImage {
@@ -58,14 +66,21 @@ impl VhdImage {
         let disk_type = footer::validate(footer)?;
         let limit = places.limit(place);
         let virtual_size = footer.current_size.get();
+        let stale = footer.grow_mark();
+        let clean = match &stale {
+            Some(_) => Box::new(footer.clone().with_grow_mark(None)),
+            None => Box::new(footer.clone()),
+        };
         let mut bytes = [0; 512];
-        bytes.copy_from_slice(footer.as_bytes());
+        bytes.copy_from_slice(clean.as_bytes());
         let mut info = info(footer, disk_type, places.file_size);
         let mut found = Found {
             file_size: places.file_size,
             footer_at: (place == Place::End).then_some(limit),
             copy_is_right: true,
             end: limit,
+            structures_end: limit,
+            stale: stale.clone(),
         };
         if disk_type == DiskType::Fixed {
             if virtual_size > limit {
@@ -81,12 +96,16 @@ impl VhdImage {
                 virtual_size,
                 info,
                 journal,
+                footer: clean,
+                stale,
                 sparse: None,
+                plan: None,
             });
         }
         let header = SparseHeader::read(&*storage, footer, limit)?;
         let differencing = disk_type == DiskType::Differencing;
         let reserved = reserved_ranges(&*storage, footer, &header, limit);
+        let structures = structures(&*storage, footer, &header, limit);
         let bat = Bat::read(&*storage, &header, &reserved, limit)?;
         if writable {
             refuse_damaged(&bat)?;
@@ -95,7 +114,8 @@ impl VhdImage {
             info.parent = Some(parent_reference(&*storage, &header, limit));
         }
         info.block_size = Some(header.shape.block_size);
-        found.end = end_of_use(&header, &reserved, &bat, limit);
+        found.structures_end = end_of_structures(&structures);
+        found.end = round_up(found.structures_end.max(bat.end()), SECTOR);
         found.copy_is_right = places.start.signed() == Some(footer);
         let shape = header.shape;
         let tables = Arc::new(Tables {
@@ -115,11 +135,35 @@ impl VhdImage {
                 tables,
                 locks: BlockLocks::new(),
                 differencing,
+                header,
+                structures,
             }),
+            footer: clean,
+            stale: None,
+            plan: None,
             storage,
             virtual_size,
             info,
         })
+    }
+}
+
+impl VhdImage {
+    /// What of a fixed disk reads as zeros whatever the file has there.
+    fn stale(&self) -> Option<&Range<u64>> {
+        self.stale.as_ref().filter(|_| !self.journal.is_prepared())
+    }
+
+    /// Refuses what must not be done while a machine's saved memory knows the disk as it is.
+    pub(super) fn refuse_saved_state(&self, what: &str) -> Result<()> {
+        if self.footer.saved_state == 0 {
+            return Ok(());
+        }
+        Err(Error::new(
+            ErrorKind::InvalidState,
+            format!("the disk belongs to a virtual machine in saved state and cannot {what}"),
+        )
+        .with_hint("start the machine and shut it down first"))
     }
 }
 
@@ -173,6 +217,54 @@ pub(super) fn reserved_ranges(
     ranges
 }
 
+/// Everything but blocks and the footer at the end, each with what may be done with it.
+pub(super) fn structures(
+    storage: &dyn Storage,
+    footer: &Footer,
+    header: &SparseHeader,
+    limit: u64,
+) -> Vec<Structure> {
+    let pinned = |range| Structure {
+        kind: Kind::Pinned,
+        range,
+    };
+    let mut structures = vec![
+        pinned(0..FOOTER_SIZE),
+        pinned(header.offset..header.offset + HEADER_SIZE),
+    ];
+    let maps = if footer.creator_application.starts_with(b"tap") {
+        batmap(storage, header.table_end(), limit)
+    } else {
+        None
+    };
+    structures.push(Structure {
+        // XenServer's map is found through the table's place.
+        kind: if maps.is_some() {
+            Kind::Pinned
+        } else {
+            Kind::Table
+        },
+        range: header.table_offset..header.table_end().min(round_up(limit, SECTOR)),
+    });
+    structures.extend(maps.into_iter().flatten().map(pinned));
+    for (slot, locator) in header.raw.parent_locators.iter().enumerate() {
+        for range in [locator.range(), locator.room()].into_iter().flatten() {
+            if range.end <= limit {
+                structures.push(Structure {
+                    kind: Kind::Locator(slot),
+                    range,
+                });
+            }
+        }
+    }
+    structures
+}
+
+/// End of all structures.
+pub(super) fn end_of_structures(structures: &[Structure]) -> u64 {
+    structures.iter().map(|s| s.range.end).max().unwrap_or(0)
+}
+
 /// End of everything that is in use: where the footer belongs.
 pub(super) fn end_of_use(
     header: &SparseHeader,
@@ -203,7 +295,11 @@ fn batmap(storage: &dyn Storage, at: u64, limit: u64) -> Option<[Range<u64>; 2]>
     (batmap.cookie == BATMAP_COOKIE && end <= limit).then_some([at..at + SECTOR, start..end])
 }
 
-fn parent_reference(storage: &dyn Storage, header: &SparseHeader, limit: u64) -> ParentReference {
+pub(super) fn parent_reference(
+    storage: &dyn Storage,
+    header: &SparseHeader,
+    limit: u64,
+) -> ParentReference {
     ParentReference {
         identifiers: vec![Uuid::from_bytes(header.raw.parent_unique_id)],
         paths: locator::parent_paths(&header.raw, storage, limit),
@@ -257,6 +353,18 @@ impl Image for VhdImage {
         if let Some(sparse) = &self.sparse {
             return sparse.map(offset, length);
         }
+        let mut length = length;
+        if let Some(stale) = self.stale() {
+            if stale.contains(&offset) {
+                return Ok(Extent {
+                    length: length.min(stale.end - offset),
+                    kind: ExtentKind::Zero,
+                });
+            }
+            if offset < stale.start {
+                length = length.min(stale.start - offset);
+            }
+        }
         Ok(match self.storage.next_data(offset..offset + length)? {
             Some(data) if data.start <= offset => Extent {
                 length: (data.end - offset).min(length),
@@ -274,7 +382,17 @@ impl Image for VhdImage {
     fn read_at(&self, offset: u64, buf: &mut [u8], absent: &mut Vec<Range<u64>>) -> Result<()> {
         match &self.sparse {
             Some(sparse) => sparse.read_at(offset, buf, absent),
-            None => self.storage.read_at(offset, buf),
+            None => {
+                self.storage.read_at(offset, buf)?;
+                if let Some(stale) = self.stale() {
+                    let end = offset + buf.len() as u64;
+                    let (from, to) = (stale.start.max(offset), stale.end.min(end));
+                    if from < to {
+                        buf[to_usize(from - offset)..to_usize(to - offset)].fill(0);
+                    }
+                }
+                Ok(())
+            }
         }
     }
 
@@ -316,5 +434,37 @@ impl Image for VhdImage {
     fn close(&self) -> Result<()> {
         let _alone = self.sparse.as_ref().map(|sparse| sparse.locks.write_all());
         self.journal.close()
+    }
+
+    fn usage(&self) -> Result<Usage> {
+        self.space_usage()
+    }
+
+    fn next_allocated(&self, offset: u64) -> Result<Option<AllocatedBlock>> {
+        self.next_allocated_block(offset)
+    }
+
+    fn release(&mut self, block: &AllocatedBlock, backing: &dyn Backing) -> Result<bool> {
+        self.release_block(block, backing)
+    }
+
+    fn pack(&mut self, budget: u64) -> Result<Packed> {
+        self.pack_some(budget)
+    }
+
+    fn resize(&mut self, size: u64, _backing: &dyn Backing, pace: Pace<'_>) -> Result<()> {
+        self.grow_to(size, pace)
+    }
+
+    fn set_parent(&mut self, link: &ParentLink) -> Result<()> {
+        self.relink(link)
+    }
+
+    fn set_parent_identifiers(&mut self, identifiers: &[Uuid]) -> Result<()> {
+        self.accept_parent(identifiers)
+    }
+
+    fn set_identifier(&mut self, identifier: Uuid) -> Result<()> {
+        self.rename(identifier)
     }
 }

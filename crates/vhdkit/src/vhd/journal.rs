@@ -6,6 +6,24 @@
 //!                  (the file grows in large steps: footer at the new end, barrier, old footer zeroed)
 //! flush            barrier; changed BAT sectors and bitmaps; barrier
 //! close            flush; footer behind the last block; barrier; the rest is cut off; barrier
+//! release          the entry is cleared in memory; its place is used again only after the flush that tells the file
+//! ```
+//!
+//! What changes the structure of a file (`journal/structure.rs`) has the image to itself:
+//!
+//! ```text
+//! move blocks      copies in free space; barrier; BAT sectors; barrier; only then are the old places free
+//! cut off          as in close
+//! change a footer  the one at the end; barrier; the copy at the start; barrier
+//! first half of    one sector, with the checksum: written in place; barrier
+//!   the header
+//! whole header     written to free space together with the locators or the table that it names; barrier; footers
+//!                  that point to it; then the same at its old place, which nothing refers to any more
+//! grow, sparse     zeros behind the old end, new entries (a new table goes to free space); barrier; first half of the
+//!                  header if the table became longer or moved; footers with the new size
+//! grow, fixed      footer at the new end, with a mark that names the range in which stale bytes are; barrier; space is
+//!                  reserved (if there is none: the new end is cut off; barrier); the range is zeroed; barrier; the
+//!                  footer without the mark; barrier. Whoever finds the mark reads zeros in its range
 //! ```
 //!
 //! What follows from it:
@@ -17,8 +35,11 @@
 //! After a failed barrier, or a failed write of a table, memory and file may differ: the image is *failed*, and all
 //! further writes and flushes say so. A failed write of data, or a file that cannot grow, changes nothing.
 
+mod structure;
+
 use std::collections::BTreeSet;
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::ops::Range;
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use super::bat::{Bat, Entry, PER_SECTOR};
@@ -27,6 +48,8 @@ use super::layout::{FOOTER_SIZE, SECTOR};
 use crate::error::{Error, ErrorKind, Result};
 use crate::num::{GIB, MIB, round_up};
 use crate::storage::Storage;
+
+pub(super) use structure::{Growth, NewHeader};
 
 /// BAT and bitmaps of a dynamic or differencing disk, as they are in memory.
 pub(super) struct Tables {
@@ -44,6 +67,10 @@ pub(super) struct Found {
     pub(super) copy_is_right: bool,
     /// Where the footer belongs: behind everything that is in use.
     pub(super) end: u64,
+    /// End of the structures, without the blocks: the footer never belongs before it.
+    pub(super) structures_end: u64,
+    /// Of a fixed disk whose growing was interrupted: what has to be zeroed before the footer is put right.
+    pub(super) stale: Option<Range<u64>>,
 }
 
 pub(super) struct Journal {
@@ -51,6 +78,8 @@ pub(super) struct Journal {
     footer: [u8; 512],
     tables: Option<Arc<Tables>>,
     state: AtomicU8,
+    /// What was found to be put right was put right.
+    prepared: AtomicBool,
     failure: OnceLock<Error>,
     space: Mutex<Space>,
     changes: Mutex<Changes>,
@@ -69,10 +98,12 @@ struct Space {
     file_size: u64,
     /// A footer that was left behind when the file grew.
     old_footer: Option<u64>,
-    /// Blocks that were reserved but never used, contents unknown.
+    /// Places of blocks that are free, contents unknown: reserved but never used, or released.
     returned: Vec<u64>,
     /// Blocks of the disk that may still come.
     unallocated: u64,
+    /// Changes whenever a place is taken or given back.
+    generation: u64,
 }
 
 /// What memory knows and the file does not.
@@ -80,6 +111,8 @@ struct Space {
 struct Changes {
     bat_sectors: BTreeSet<u64>,
     bitmaps: Vec<u64>,
+    /// Places that the BAT on the media still knows.
+    released: Vec<u64>,
 }
 
 /// Changes as bytes for the file.
@@ -89,6 +122,8 @@ struct Copies {
     parts: Vec<(u64, Vec<u8>)>,
     /// The bitmaps among them, held so that none is dropped from memory before the file has it.
     bitmaps: Vec<(u64, Arc<SectorBitmap>)>,
+    /// Places that are free once all this is in the file.
+    released: Vec<u64>,
 }
 
 const READ_ONLY: u8 = 0;
@@ -122,6 +157,7 @@ impl Journal {
             footer: *footer,
             tables,
             state: AtomicU8::new(if writable { UNTOUCHED } else { READ_ONLY }),
+            prepared: AtomicBool::new(false),
             failure: OnceLock::new(),
             space: Mutex::new(Space {
                 end: found.end,
@@ -130,6 +166,7 @@ impl Journal {
                 old_footer: None,
                 returned: Vec::new(),
                 unallocated,
+                generation: 0,
             }),
             changes: Mutex::default(),
             tickets: AtomicU64::new(0),
@@ -197,6 +234,12 @@ impl Journal {
             self.storage.write_at(0, &self.footer)?;
             self.barrier()?;
         }
+        if let Some(stale) = &found.stale {
+            self.storage
+                .zero_range(stale.start, stale.end - stale.start)?;
+            self.barrier()?;
+            self.storage.write_at(found.end, &self.footer)?;
+        }
         if self.storage.grows_with_zeros() {
             if found.footer_at != Some(found.end) || found.file_size != found.end + FOOTER_SIZE {
                 self.storage.write_at(found.end, &self.footer)?;
@@ -211,8 +254,14 @@ impl Journal {
             self.storage.write_at(at, &self.footer)?;
             self.barrier()?;
         }
+        self.prepared.store(true, Ordering::Release);
         self.state.store(READY, Ordering::Release);
         Ok(())
+    }
+
+    /// True once the file is as it should be: [`Found::stale`] is no more.
+    pub(super) fn is_prepared(&self) -> bool {
+        self.prepared.load(Ordering::Acquire)
     }
 
     /// Room for a block at the end of the file: the offset of its bitmap. All of it is zero.
@@ -222,6 +271,7 @@ impl Journal {
         if let Some(&at) = space.returned.last() {
             self.storage.zero_range(at, shape.total())?;
             space.returned.pop();
+            space.generation += 1;
             return Ok(at);
         }
         let at = shape.place_behind(space.end);
@@ -234,24 +284,34 @@ impl Journal {
             )
             .with_hint("compact the disk, or convert it to VHDX"));
         }
-        if end + FOOTER_SIZE > space.file_size {
-            self.grow(&mut space, end, shape.total())?;
+        self.take(&mut space, at..end)?;
+        space.unallocated = space.unallocated.saturating_sub(1);
+        Ok(at)
+    }
+
+    /// Takes zeroed room for a range behind all that is in use.
+    fn take(&self, space: &mut Space, range: Range<u64>) -> Result<()> {
+        let length = range.end - range.start;
+        if range.end + FOOTER_SIZE > space.file_size {
+            self.grow(space, range.end, length)?;
         }
         if let Some(old) = space.old_footer {
             self.storage.write_at(old, &[0; 512])?;
             space.old_footer = None;
         }
         if !self.storage.grows_with_zeros() {
-            self.storage.zero_range(at, shape.total())?;
+            self.storage.zero_range(range.start, length)?;
         }
-        space.end = end;
-        space.unallocated = space.unallocated.saturating_sub(1);
-        Ok(at)
+        space.end = range.end;
+        space.generation += 1;
+        Ok(())
     }
 
     /// Takes back a block that was reserved but not published.
     pub(super) fn give_back(&self, at: u64) {
-        lock(&self.space).returned.push(at);
+        let mut space = lock(&self.space);
+        space.returned.push(at);
+        space.generation += 1;
     }
 
     /// Makes the file long enough for a block that ends at `end`, and some more.
@@ -361,6 +421,9 @@ impl Journal {
                 tables.bitmaps.forget_full(*block);
             }
         }
+        if !copies.released.is_empty() {
+            lock(&self.space).returned.extend(&copies.released);
+        }
         Ok(())
     }
 
@@ -371,6 +434,7 @@ impl Journal {
             return copies;
         };
         let changes = std::mem::take(&mut *lock(&self.changes));
+        copies.released = changes.released;
         for sector in changes.bat_sectors {
             let offset = tables.bat.offset + sector * SECTOR;
             let mut bytes = [0; 512];
@@ -399,7 +463,7 @@ impl Journal {
         if self.state.load(Ordering::Acquire) == READY
             && let Some(tables) = &self.tables
         {
-            self.trim(tables)?;
+            self.cut_off(tables)?;
         }
         let _ = self
             .state
@@ -409,10 +473,11 @@ impl Journal {
         Ok(())
     }
 
-    fn trim(&self, tables: &Tables) -> Result<()> {
-        let space = lock(&self.space);
-        // Reserved blocks that were given back are not in the table.
-        let end = tables.bat.end().max(space.found.end);
+    /// Puts the footer behind everything in use and cuts off the rest.
+    fn cut_off(&self, tables: &Tables) -> Result<()> {
+        let mut space = lock(&self.space);
+        // Places that were given back are not in the table.
+        let end = round_up(tables.bat.end().max(space.found.structures_end), SECTOR);
         if end + FOOTER_SIZE >= space.file_size || !self.storage.grows_with_zeros() {
             return Ok(());
         }
@@ -423,7 +488,13 @@ impl Journal {
         self.storage
             .set_len(end + FOOTER_SIZE)
             .map_err(|e| self.fail(e))?;
-        self.barrier()
+        self.barrier()?;
+        space.end = end;
+        space.file_size = end + FOOTER_SIZE;
+        space.old_footer = None;
+        space.returned.clear();
+        space.unallocated = tables.bat.unallocated();
+        Ok(())
     }
 }
 

@@ -83,6 +83,22 @@ pub(super) struct Footer {
     pub(super) reserved: [u8; 427],
 }
 
+/// What the last reserved bytes of a fixed disk's footer hold while the disk grows: this library's own, for a VHD has no
+/// log and a fixed one no second footer. Other programs ignore it.
+#[derive(Clone, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
+#[repr(C)]
+pub(super) struct GrowMark {
+    /// [`GROW_COOKIE`].
+    pub(super) cookie: [u8; 8],
+    /// From here...
+    pub(super) start: U64,
+    /// ... to here the new space of the disk still holds bytes that were not the guest's: it reads as zeros.
+    pub(super) end: U64,
+}
+
+/// First eight bytes of a mark.
+pub(super) const GROW_COOKIE: [u8; 8] = *b"vhdkgrow";
+
 /// The dynamic header, at [`Footer::data_offset`] of dynamic and differencing files. It has no copy.
 #[derive(Clone, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
 #[repr(C)]
@@ -203,4 +219,5 @@ layout!(
     reserved = 12,
     platform_data_offset = 16
 );
+layout!(GrowMark, 24, cookie = 0, start = 8, end = 16);
 layout!(Batmap, 20, cookie = 0, offset = 8, sectors = 16);

@@ -8,26 +8,32 @@
 //!
 //! `layout` has the bytes. `footer`, `header`, `locator` and `bat` read and check them; `bitmap` keeps the sector
 //! bitmaps; `sparse` reads and writes blocks; `journal` decides what reaches the file in which order. [`VhdImage`]
-//! puts them together, [`VhdBuilder`] makes new files, [`check`] looks at every structure.
+//! puts them together; `space` and `compact`, `resize` and `identity` change what it is made of. [`VhdBuilder`] makes new files, [`check`] looks at every structure.
 
 mod bat;
 mod bitmap;
 mod check;
+mod compact;
 mod create;
 mod footer;
 mod geometry;
 mod header;
+mod identity;
 mod image;
 mod journal;
 mod layout;
 mod locator;
+mod resize;
+mod space;
 mod sparse;
 #[cfg(test)]
 mod tests;
+mod wrap;
 
 pub use check::check;
 pub use create::VhdBuilder;
 pub use image::VhdImage;
+pub use wrap::{append_footer, strip_footer};
 
 use crate::error::Result;
 use crate::storage::Storage;

@@ -14,8 +14,10 @@ use std::sync::Arc;
 
 use super::bat::Entry;
 use super::bitmap::SectorBitmap;
+use super::header::SparseHeader;
 use super::journal::{Journal, Tables};
 use super::layout::SECTOR;
+use super::space::Structure;
 use crate::block_lock::BlockLocks;
 use crate::error::{Error, ErrorKind, Result};
 use crate::image::{Backing, Extent, ExtentKind, ZeroMode};
@@ -29,6 +31,9 @@ pub(super) struct Sparse {
     pub(super) locks: BlockLocks,
     /// What is not here is in a parent; otherwise it is zero, and bitmaps do not matter for reading.
     pub(super) differencing: bool,
+    pub(super) header: SparseHeader,
+    /// Everything in the file but blocks and the footer at the end.
+    pub(super) structures: Vec<Structure>,
 }
 
 /// The part of a request that falls into one block.
@@ -79,7 +84,7 @@ impl Sparse {
     }
 
     /// The bitmap that decides over a block at `at`; `None` if all of it is here.
-    fn bitmap(&self, block: u64, at: u64) -> Result<Option<Arc<SectorBitmap>>> {
+    pub(super) fn bitmap(&self, block: u64, at: u64) -> Result<Option<Arc<SectorBitmap>>> {
         self.tables.bitmaps.get(block, &*self.storage, at)
     }
 

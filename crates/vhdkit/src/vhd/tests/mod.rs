@@ -4,9 +4,12 @@ mod concurrency;
 mod crash;
 mod creating;
 mod hostile;
+mod identity;
 mod model;
 mod opening;
 mod storage;
+mod structure;
+mod wrap;
 
 use std::ops::Range;
 use std::sync::Arc;
