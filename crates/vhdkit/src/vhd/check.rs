@@ -119,7 +119,7 @@ fn footer_places(report: &mut Report, places: &Places, chosen: Option<(&Footer, 
     }
     match &places.start {
         Candidate::Signed(copy) if **copy == *footer => {}
-        Candidate::Signed(copy) if copy.unique_id == footer.unique_id => report.add(
+        Candidate::Signed(copy) if copy.is_same_disk(footer) => report.add(
             Info,
             "vhd-footer-copy-differs",
             0,

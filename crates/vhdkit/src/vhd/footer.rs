@@ -32,6 +32,14 @@ impl Footer {
         self.checksum.get() == self.computed_checksum()
     }
 
+    /// True if the two are of one disk: the same identifier, or nothing else that differs.
+    pub(super) fn is_same_disk(&self, other: &Footer) -> bool {
+        let mut renamed = self.clone();
+        renamed.unique_id = other.unique_id;
+        renamed.sign();
+        self.unique_id == other.unique_id || renamed == *other
+    }
+
     /// The range that an interrupted growing left in a fixed disk: whole sectors inside the disk.
     pub(super) fn grow_mark(&self) -> Option<Range<u64>> {
         let (_, mark) = GrowMark::ref_from_suffix(&self.reserved).ok()?;

@@ -120,9 +120,9 @@ pub(super) fn plan(blocks: &[(u64, u64)], structures: &[Structure], shape: Block
         blocks.pop();
         moves.push(Move { block, from, to });
     }
-    let mut end = pinned.max(blocks.last().map_or(0, |&(at, _)| at + total));
     let mut used: Vec<Range<u64>> = blocks.iter().map(|&(at, _)| at..at + total).collect();
     used.extend(moves.iter().map(|m| m.to..m.to + total));
+    let mut end = used.iter().map(|r| r.end).max().unwrap_or(0).max(pinned);
     let moved = move_structures(structures, used, &mut end);
     moves.reverse();
     Plan {

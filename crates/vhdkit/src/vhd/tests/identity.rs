@@ -78,7 +78,10 @@ fn a_new_parent_replaces_all_that_was_said_of_the_old_one() {
         assert!(read_all(&image, &*backing) == before);
         lengths.push(storage.len().unwrap());
     }
-    assert_eq!(lengths[1..], [lengths[1]; 4], "old rooms are used again");
+    assert!(
+        lengths.iter().all(|&l| l <= lengths[0].max(lengths[1])),
+        "old rooms are used again: {lengths:?}"
+    );
     image.write_at(0, &[1; 4096 * 3], &*backing).unwrap();
     let usage = image.usage().unwrap();
     while image.pack(1).unwrap().left > 0 {}

@@ -1,6 +1,5 @@
 //! Compacting and growing: what they do, power cuts and failing calls in the middle of them, and guests in between.
 
-use std::sync::Mutex;
 use std::sync::atomic::Ordering;
 
 use proptest::prelude::*;
@@ -164,7 +163,7 @@ fn filled(disk_type: DiskType) -> MemoryStorage {
     let storage = Arc::new(create_small(disk_type, SIZE, BLOCK));
     let backing = backing_of(disk_type, SIZE);
     let image = VhdImage::open(storage.clone(), true).unwrap();
-    for block in [9, 2, 12, 5, 0, 7, 15, 3, 11] {
+    for block in [9, 3, 12, 7, 5, 15, 0, 11, 2] {
         let offset = block * BLOCK;
         if block % 4 == 3 && disk_type == DiskType::Dynamic {
             image.write_at(offset, &[0; 512], &*backing).unwrap();
@@ -557,7 +556,4 @@ fn packing_takes_one_pair_of_barriers_for_a_call() {
     assert_eq!(packed.moved, 2 * (BLOCK + 512));
     let barriers = recorder.flushes.load(Ordering::SeqCst) - before;
     assert_eq!(barriers, if packed.left > 0 { 2 } else { 4 });
-    // Only so that the type is used where no hook is: nothing waits for a barrier.
-    let waiting: &Mutex<(MemoryStorage, Vec<Change>)> = &recorder.media;
-    assert!(waiting.lock().unwrap().1.is_empty());
 }
