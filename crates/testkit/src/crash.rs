@@ -14,6 +14,7 @@
 
 use std::fmt::Write as _;
 use std::ops::Range;
+use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use vhdkit::Result;
@@ -124,6 +125,9 @@ struct State {
     live: MemoryStorage,
     base: MemoryStorage,
     ops: Vec<Op>,
+    /// When each operation was recorded.
+    times: Vec<u64>,
+    clock: Arc<AtomicU64>,
     flushes: usize,
     /// This flush is reported as done but is none.
     lost_flush: Option<usize>,
@@ -138,11 +142,30 @@ impl CrashStorage {
     /// As [`CrashStorage::new`], but the flush of this number does nothing, as on a disk that lies: what the tests would
     /// see if the format had forgotten it.
     pub fn losing_a_flush(durable: &MemoryStorage, lost: Option<usize>) -> Arc<Self> {
+        Self::with_clock(durable, lost, Arc::default())
+    }
+
+    /// Several files of one machine: a crash meets all of them at the same moment, a flush only its own file.
+    pub fn together(durable: &[&MemoryStorage]) -> Vec<Arc<Self>> {
+        let clock = Arc::<AtomicU64>::default();
+        durable
+            .iter()
+            .map(|file| Self::with_clock(file, None, clock.clone()))
+            .collect()
+    }
+
+    fn with_clock(
+        durable: &MemoryStorage,
+        lost: Option<usize>,
+        clock: Arc<AtomicU64>,
+    ) -> Arc<Self> {
         Arc::new(Self {
             state: Mutex::new(State {
                 live: durable.clone(),
                 base: durable.clone(),
                 ops: Vec::new(),
+                times: Vec::new(),
+                clock,
                 flushes: 0,
                 lost_flush: lost,
             }),
@@ -165,6 +188,7 @@ impl CrashStorage {
         Recording {
             base: state.base.clone(),
             ops: state.ops.clone(),
+            times: state.times.clone(),
         }
     }
 
@@ -179,6 +203,11 @@ impl CrashStorage {
 }
 
 impl State {
+    fn record(&mut self, op: Op) {
+        self.ops.push(op);
+        self.times.push(self.clock.fetch_add(1, SeqCst));
+    }
+
     /// Records the sectors that a change of `start..end` touched, as they are now.
     fn record_write(&mut self, start: u64, end: u64) -> Result<()> {
         let offset = start - start % SECTOR;
@@ -186,7 +215,7 @@ impl State {
         let mut data = vec![0; (aligned_end - offset) as usize];
         let inside = self.live.len()?.min(aligned_end) - offset;
         self.live.read_at(offset, &mut data[..inside as usize])?;
-        self.ops.push(Op::Write {
+        self.record(Op::Write {
             offset,
             data: data.into(),
             end,
@@ -209,7 +238,7 @@ impl State {
             self.record_write(offset, first)?;
         }
         if first < last {
-            self.ops.push(Op::Zero {
+            self.record(Op::Zero {
                 offset: first,
                 length: last - first,
             });
@@ -238,7 +267,7 @@ impl Storage for CrashStorage {
     fn flush(&self) -> Result<()> {
         let mut state = self.lock();
         if state.lost_flush != Some(state.flushes) {
-            state.ops.push(Op::Flush);
+            state.record(Op::Flush);
         }
         state.flushes += 1;
         Ok(())
@@ -251,14 +280,14 @@ impl Storage for CrashStorage {
     fn set_len(&self, length: u64) -> Result<()> {
         let mut state = self.lock();
         state.live.set_len(length)?;
-        state.ops.push(Op::SetLen(length));
+        state.record(Op::SetLen(length));
         Ok(())
     }
 
     fn allocate(&self, offset: u64, length: u64) -> Result<()> {
         let mut state = self.lock();
         state.live.allocate(offset, length)?;
-        state.ops.push(Op::Allocate(offset + length));
+        state.record(Op::Allocate(offset + length));
         Ok(())
     }
 
@@ -280,6 +309,53 @@ impl Storage for CrashStorage {
 pub struct Recording {
     base: MemoryStorage,
     ops: Vec<Op>,
+    times: Vec<u64>,
+}
+
+/// The moments just before a flush of any of the files takes effect, and the end: what each file is then. For files
+/// recorded [together](CrashStorage::together).
+pub fn moments(recordings: &[Recording]) -> Vec<Vec<Epoch>> {
+    let mut all: Vec<(u64, usize, &Op)> = recordings
+        .iter()
+        .enumerate()
+        .flat_map(|(file, r)| {
+            r.times
+                .iter()
+                .zip(&r.ops)
+                .map(move |(&t, op)| (t, file, op))
+        })
+        .collect();
+    all.sort_by_key(|&(time, _, _)| time);
+    let mut files: Vec<(MemoryStorage, Vec<Op>)> = recordings
+        .iter()
+        .map(|r| (r.base.clone(), Vec::new()))
+        .collect();
+    let look = |files: &[(MemoryStorage, Vec<Op>)], position: usize| {
+        files
+            .iter()
+            .map(|(durable, pending)| Epoch {
+                durable: durable.clone(),
+                pending: pending.clone(),
+                position,
+            })
+            .collect()
+    };
+    let mut moments = Vec::new();
+    for (position, &(_, file, op)) in all.iter().enumerate() {
+        if !matches!(op, Op::Flush) {
+            files[file].1.push(op.clone());
+            continue;
+        }
+        if !files[file].1.is_empty() {
+            moments.push(look(&files, position));
+            let (durable, pending) = &mut files[file];
+            for op in pending.drain(..) {
+                apply(durable, &op, Fate::Whole);
+            }
+        }
+    }
+    moments.push(look(&files, all.len()));
+    moments
 }
 
 /// The operations between two barriers.

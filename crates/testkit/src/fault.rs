@@ -25,7 +25,8 @@ pub enum Call {
 }
 
 impl Call {
-    const ALL: [Call; 9] = [
+    /// Every kind of call.
+    pub const ALL: [Call; 9] = [
         Call::Read,
         Call::Write,
         Call::Flush,
@@ -126,7 +127,11 @@ pub struct FaultStorage {
     bytes_written: AtomicU64,
     plan: Mutex<Option<Plan>>,
     injected: AtomicU64,
+    /// To be called once, after so many further calls.
+    hook: Mutex<Option<(u64, Hook)>>,
 }
+
+type Hook = Box<dyn FnOnce() + Send>;
 
 impl FaultStorage {
     /// Counts what is asked of `below`; fails nothing yet.
@@ -138,6 +143,7 @@ impl FaultStorage {
             bytes_written: AtomicU64::new(0),
             plan: Mutex::new(None),
             injected: AtomicU64::new(0),
+            hook: Mutex::new(None),
         })
     }
 
@@ -159,6 +165,34 @@ impl FaultStorage {
             fault,
             forever: true,
         }));
+    }
+
+    /// Calls `hook` once, at the start of the call after `skip` others.
+    pub fn at_call(&self, skip: u64, hook: impl FnOnce() + Send + 'static) {
+        *self.hook.lock().unwrap_or_else(PoisonError::into_inner) = Some((skip, Box::new(hook)));
+    }
+
+    /// True if a hook is still waiting for its call.
+    pub fn has_hook(&self) -> bool {
+        self.hook
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .is_some()
+    }
+
+    fn call_hook(&self) {
+        let mut hook = self.hook.lock().unwrap_or_else(PoisonError::into_inner);
+        match &mut *hook {
+            Some((0, _)) => {
+                let due = hook.take();
+                drop(hook);
+                if let Some((_, due)) = due {
+                    due();
+                }
+            }
+            Some((skip, _)) => *skip -= 1,
+            None => {}
+        }
     }
 
     /// Fails nothing any more.
@@ -198,6 +232,7 @@ impl FaultStorage {
 
     fn enter(&self, call: Call, action: &str) -> Result<()> {
         self.calls[call as usize].fetch_add(1, SeqCst);
+        self.call_hook();
         let mut guard = self.plan.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(plan) = guard.as_mut() else {
             return Ok(());

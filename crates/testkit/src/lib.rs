@@ -7,6 +7,7 @@
 //! | [`model`] | what a disk must read: exactly, or after a crash |
 //! | [`guest`] | operations of a guest: random ones, and running them on a disk |
 //! | [`history`] | the drivers of crash and fault tests |
+//! | [`contract`] | the same for operations, and the progress contract |
 //! | [`variant`] | every kind of disk that is tested, made in memory |
 //! | [`probe`] | opening, reading, writing and checking bytes of any origin |
 //! | [`patch`] | changes to the fields of a file, checksums put right |
@@ -24,6 +25,7 @@
     reason = "test data is small and the target has 64 bits"
 )]
 
+pub mod contract;
 pub mod corpus;
 pub mod crash;
 pub mod fault;

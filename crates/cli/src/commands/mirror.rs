@@ -68,7 +68,9 @@ pub(crate) fn run(args: &MirrorArgs, session: &mut Session) -> Result<u8, Failur
     }
     let result = follow(
         operation,
-        &Subject::disk(&args.source).and(&args.target).counted_in(Unit::Bytes),
+        &Subject::disk(&args.source)
+            .and(&args.target)
+            .counted_in(Unit::Bytes),
         args.progress.progress,
         Some(&session.interrupt),
     );
