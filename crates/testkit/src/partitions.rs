@@ -149,6 +149,7 @@ impl PartitionedDisk {
     }
 
     /// The disk after a whole move to another size.
+    #[must_use]
     pub fn moved(&self, change: &GptMove, size: u64) -> Self {
         let mut moved = self.clone();
         moved.bytes.resize(moved.bytes.len().max(size as usize), 0);
