@@ -16,7 +16,7 @@ exec </dev/null
 NEXTEST_VERSION=0.9.143
 DENY_VERSION=0.20.2
 FUZZ_VERSION=0.13.2
-# For each of the six targets.
+# For each of the seven targets.
 FUZZ_SECONDS=20
 
 export CARGO_TERM_COLOR=never CARGO_TERM_PROGRESS_WHEN=never
@@ -72,13 +72,13 @@ step() {
 
 # The peers that our files are read back with, and the tools of the end-to-end tests.
 QEMU_PACKAGES=(qemu-utils qemu-system-common)
-PACKAGES=(7zip libvhdi-utils python3-libvhdi fio strace xfsprogs btrfs-progs zstd tmux)
+PACKAGES=(7zip libvhdi-utils python3-libvhdi fio strace xfsprogs btrfs-progs zstd tmux gdisk fdisk)
 
 install_packages() {
   local qemu=() others=() package
   if ! command -v dpkg-query >/dev/null; then
     local missing=() tool
-    for tool in qemu-img qemu-io 7zz vhdiinfo fio strace mkfs.xfs mkfs.btrfs zstd tmux; do
+    for tool in qemu-img qemu-io 7zz vhdiinfo fio strace mkfs.xfs mkfs.btrfs zstd tmux sgdisk sfdisk; do
       command -v "$tool" >/dev/null || missing+=("$tool")
     done
     ((${#missing[@]})) && echo "missing tools (tests that need them will say so): ${missing[*]}"

@@ -14,6 +14,7 @@ use vhdkit::storage::{MemoryStorage, Storage};
 use crate::guest::{GuestOp, follow_discard};
 use crate::history::assert_clean;
 use crate::model::assert_reads;
+use crate::partitions::{PartitionedDisk, probe_partitions};
 use crate::patch::{self, vhd, vhdx};
 use crate::probe::probe;
 use crate::variant::{TestDisk, Variant};
@@ -28,6 +29,7 @@ pub const TARGETS: &[Target] = &[
     ("vhdx_log", vhdx_log),
     ("parent_locator", parent_locator),
     ("iso_detect", iso_detect),
+    ("partitions", partitions),
     ("operations", operations),
 ];
 
@@ -275,6 +277,51 @@ pub fn iso_detect(data: &[u8]) {
         let size = vhdkit::image::Image::virtual_size(&image);
         assert!(size.is_multiple_of(2048));
     }
+}
+
+/// Partition tables: changes to an MBR with logical partitions, or to a GPT, its checksums right or not.
+pub fn partitions(data: &[u8]) {
+    const SECTORS: usize = 256;
+    let mut input = Input(data);
+    let sector = if input.number(1) % 2 == 0 { 512 } else { 4096 };
+    let shape = input.number(1);
+    let mut disk = if shape % 2 == 0 {
+        PartitionedDisk::gpt(sector, SECTORS, &[(40, 99), (120, 200)])
+    } else {
+        let mut disk = PartitionedDisk::blank(sector, SECTORS);
+        disk.put_boot_record(0, &[(0x07, 8, 50), (0x0F, 64, 160)]);
+        disk.put_boot_record(64, &[(0x83, 8, 20), (0x05, 40, 60)]);
+        disk.put_boot_record(104, &[(0x83, 8, 20)]);
+        disk
+    };
+    while !input.is_empty() {
+        let kind = input.number(1);
+        let at = input.number(2) as usize;
+        let length = 1 + input.number(1) as usize % 16;
+        let bytes = input.take(length);
+        let lba = match kind % 8 {
+            0 | 1 => 0,
+            2 => 1,
+            3 => 2,
+            4 => SECTORS - 1,
+            5 => 64,
+            6 => 104,
+            _ => at % SECTORS,
+        };
+        // Where the numbers are: the entries of a boot record, the header, the first entries of an array.
+        let within = match kind % 8 {
+            2 | 4 => at % 92,
+            3 => at % 256,
+            _ => 446 + at % 66,
+        };
+        disk.put(lba * sector + within, &bytes);
+    }
+    for (bit, lba) in [(2, 1), (4, SECTORS - 1)] {
+        if shape & bit == 0 && shape % 2 == 0 {
+            disk.seal_gpt(lba);
+        }
+    }
+    probe_partitions(&disk);
 }
 
 /// A guest: any sequence of operations reads as an array of bytes would, and leaves a clean file.

@@ -11,6 +11,7 @@
 //! | [`variant`] | every kind of disk that is tested, made in memory |
 //! | [`probe`] | opening, reading, writing and checking bytes of any origin |
 //! | [`patch`] | changes to the fields of a file, checksums put right |
+//! | [`partitions`] | disks with partition tables |
 //! | [`corpus`] | real images and what is known of them |
 //! | [`peers`] | other programs that read the same formats |
 //! | [`fuzz`] | what the fuzz targets run |
@@ -34,6 +35,7 @@ pub mod guest;
 pub mod hash;
 pub mod history;
 pub mod model;
+pub mod partitions;
 pub mod patch;
 pub mod peers;
 pub mod probe;

@@ -25,16 +25,8 @@ pub(crate) fn run(args: &CancelArgs, session: &mut Session) -> Result<u8, Failur
         // Seen while it is waited for.
         out.flush()?;
     }
-    while !args.no_wait {
-        let mut over = true;
-        for (operation, standing) in &mut asked {
-            *standing = operation.refresh();
-            over &= *standing != Standing::Running;
-        }
-        if over {
-            break;
-        }
-        sleep(INTERVAL / 2);
+    if !args.no_wait {
+        wait(&mut asked);
     }
     if args.output.json {
         let rows: Vec<Row<'_>> = asked.iter().map(|(o, s)| Row::of(o, *s)).collect();
@@ -45,4 +37,17 @@ pub(crate) fn run(args: &CancelArgs, session: &mut Session) -> Result<u8, Failur
         }
     }
     Ok(DONE)
+}
+
+/// Until none of them is running any more.
+fn wait(asked: &mut [(PublishedOperation, Standing)]) {
+    loop {
+        for (operation, standing) in &mut *asked {
+            *standing = operation.refresh();
+        }
+        if asked.iter().all(|(_, s)| *s != Standing::Running) {
+            return;
+        }
+        sleep(INTERVAL / 2);
+    }
 }

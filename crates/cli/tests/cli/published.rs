@@ -51,11 +51,17 @@ impl Place {
             .unwrap();
         let mut input = child.stdin.take().unwrap();
         input.write_all(&vec![7; 1 << 20]).unwrap();
+        self.until(disk, |all| all[0]["current"] == 1 << 20);
+        (child, input)
+    }
+
+    /// Asks for the operations on a disk until the answer is right.
+    fn until(&self, disk: &str, right: impl Fn(&Value) -> bool) {
         let started = Instant::now();
         loop {
             let all = self.json(&format!("progress {disk} --json"));
-            if all[0]["current"] == 1 << 20 {
-                return (child, input);
+            if right(&all) {
+                return;
             }
             assert!(started.elapsed() < Duration::from_secs(20), "{all}");
         }
@@ -170,9 +176,10 @@ fn a_request_need_not_be_waited_for() {
     let asked = place.json("cancel a.vhdx --no-wait --json");
     assert_eq!(asked[0]["pid"], child.id());
     assert_eq!(child.wait_with_output().unwrap().status.code(), Some(130));
-    let (_child, _input) = place.writing("b.vhdx");
+    let (mut child, _input) = place.writing("b.vhdx");
     let ended = place.json("cancel b.vhdx --json");
     assert_eq!(ended[0]["status"], 995);
+    assert_eq!(child.wait().unwrap().code(), Some(130));
 }
 
 #[test]
@@ -238,10 +245,7 @@ fn a_reader_that_waits_for_its_output_to_be_taken_is_seen() {
         .stderr(Stdio::null())
         .spawn()
         .unwrap();
-    let started = Instant::now();
-    while place.json("progress a.img --json") == json!([]) {
-        assert!(started.elapsed() < Duration::from_secs(20));
-    }
+    place.until("a.img", |all| all[0]["operation"] == "read");
     place.json("cancel a.img --no-wait --json");
     // It stops when it gets to look.
     let mut out = child.stdout.take().unwrap();

@@ -176,7 +176,7 @@ impl Table {
         let Some((header, header_tail)) = Header::parse(&sector, lba) else {
             return Ok(None);
         };
-        let Some(length) = header.array_length() else {
+        let Some(length) = header.array_length(medium.sector_bytes()) else {
             return Ok(None);
         };
         let entries = medium.read_sectors(header.entries_lba.get(), to_usize(length))?;
@@ -218,13 +218,16 @@ impl Header {
         (sum == header.checksum.get()).then(|| (header.clone(), tail.to_vec()))
     }
 
-    /// Length of the array of entries; `None` if it makes no sense.
-    fn array_length(&self) -> Option<u64> {
+    /// Length of the array of entries; `None` if it makes no sense, or if the array holds its own header.
+    fn array_length(&self, sector: u64) -> Option<u64> {
         let (count, length) = (self.entry_count.get(), self.entry_length.get());
         if count == 0 || !length.is_power_of_two() || length < MIN_ENTRY {
             return None;
         }
         let array = u64::from(count) * u64::from(length);
-        (array <= MAX_ARRAY && self.entries_lba.get() > 0).then_some(array)
+        let first = self.entries_lba.get();
+        let end = first.checked_add(array.div_ceil(sector))?;
+        let apart = first > PRIMARY && !(first..end).contains(&self.own_lba.get());
+        (array <= MAX_ARRAY && apart).then_some(array)
     }
 }

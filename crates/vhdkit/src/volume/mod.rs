@@ -202,8 +202,9 @@ impl PartitionTable {
     /// 17): the end of the last partition, with a GPT also room for its second copy (33 sectors of 512 bytes for the
     /// usual 128 entries), rounded up to whole sectors. It may be more than the disk has now.
     ///
-    /// `None` if the table does not tell: an MBR without partitions may as well be a file system without a table, and of
-    /// a broken chain of logical partitions not all are known. Callers then fail with [`ErrorKind::NoSmallestSize`].
+    /// `None` if the table does not tell: an MBR without partitions may as well be a file system without a table, of a
+    /// broken chain of logical partitions not all are known, and a dynamic disk (0x42) has its database behind its
+    /// partitions. Callers then fail with [`ErrorKind::NoSmallestSize`].
     pub fn smallest_safe_size(&self) -> Option<u64> {
         let sector = u64::from(self.sector_size);
         let backup = match &self.scheme {
@@ -214,12 +215,20 @@ impl PartitionTable {
         (size <= u64::MAX - sector).then(|| round_up(size, sector))
     }
 
+    /// True for a dynamic disk of Windows: its database is behind the partitions, in the last MiB.
+    fn is_dynamic(&self) -> bool {
+        const LOGICAL_DISK_MANAGER: PartitionType = PartitionType::Mbr(0x42);
+        self.partitions
+            .iter()
+            .any(|p| p.kind == LOGICAL_DISK_MANAGER)
+    }
+
     /// The end of everything that must not be cut off, in bytes, but for the second copy of a GPT.
     fn occupied(&self) -> Option<u64> {
         let all = self.partitions.iter().chain(&self.hybrid);
         let end = all.map(Partition::end).max();
         match &self.scheme {
-            Scheme::Mbr => end.filter(|_| self.complete),
+            Scheme::Mbr => end.filter(|_| self.complete && !self.is_dynamic()),
             Scheme::Gpt(gpt) => {
                 let sector = u64::from(self.sector_size);
                 let first = gpt.first_free(sector)?.checked_mul(sector)?;

@@ -4,8 +4,8 @@
 //! `folder.rs`). The work itself never touches it: a thread looks at the operation now and then and writes what changed.
 //!
 //! 1. The owner holds an exclusive lock on the entry from before its first byte until after its last. A lock that is free
-//!    means that the owner is gone, however it ended; whoever notices takes the entry away. No process number is
-//!    trusted.
+//!    means that the owner is gone, however it ended; whoever notices takes the entry away: whoever lists operations, and
+//!    every publisher when it begins. No process number is trusted.
 //! 2. An entry's name is never used twice, so taking away a dead entry cannot hit a living one.
 //! 3. The first state is there when [`Observer::publish`] returns. When the operation is over the final state is
 //!    written, and only then the entry loses its name: it never shows up as pending any more, but whoever has it open
@@ -207,6 +207,8 @@ impl Entry {
 
     /// The publisher's thread: writes what changed and listens for requests, until it is over or nobody wants it.
     fn follow(mut self, observer: &Observer, stopped: &Receiver<()>) {
+        // Here it delays nobody.
+        let _ = living(&self.folder);
         let mut asked = false;
         loop {
             let stop = !matches!(
@@ -342,14 +344,7 @@ fn only_on(mut all: Vec<PublishedOperation>, path: &Path) -> Vec<PublishedOperat
 
 fn pending_in(folder: &Folder) -> Result<Vec<PublishedOperation>> {
     let mut found = Vec::new();
-    for name in folder.entries()? {
-        let Some(file) = folder.open_entry(&name) else {
-            continue;
-        };
-        if is_dead(&file) {
-            folder.remove_entry(&name);
-            continue;
-        }
+    for (name, file) in living(folder)? {
         // What is locked and not an entry is one that is just being written, or another version's.
         if let Some((origin, progress)) = read(&file)
             && progress.status == Status::Pending
@@ -369,6 +364,19 @@ fn pending_in(folder: &Folder) -> Result<Vec<PublishedOperation>> {
             .then_with(|| a.origin.subject.path.cmp(&b.origin.subject.path))
     });
     Ok(found)
+}
+
+/// All entries that have an owner; the others are taken away.
+fn living(folder: &Folder) -> Result<Vec<(String, File)>> {
+    let mut living = Vec::new();
+    for name in folder.entries()? {
+        match folder.open_entry(&name) {
+            Some(file) if is_dead(&file) => folder.remove_entry(&name),
+            Some(file) => living.push((name, file)),
+            None => {}
+        }
+    }
+    Ok(living)
 }
 
 /// True if nobody holds the entry's lock. A shared lock is enough to see it, so that two readers do not take each other

@@ -1,4 +1,8 @@
 //! Publishing, in a folder of the test's own.
+#![allow(
+    clippy::unwrap_used,
+    reason = "helpers of tests: a failure is a failed test"
+)]
 
 use super::*;
 use crate::operation::{Monitor, Operation};
@@ -191,6 +195,11 @@ fn what_a_dead_owner_left_is_taken_away() {
     std::fs::write(place.path.join("notes"), "mine").unwrap();
     assert!(place.pending().is_empty());
     assert_eq!(place.files(), 1);
+    // Also if nobody ever asks.
+    std::fs::write(place.path.join("0.operation"), &bytes).unwrap();
+    let operation = Operation::start("test", endless);
+    let _published = place.publish(&operation, "/a");
+    eventually(|| place.files() == 2);
 }
 
 #[test]
