@@ -210,6 +210,11 @@ pub(crate) struct InfoArgs {
     #[arg(long)]
     pub(crate) chain: bool,
 
+    /// Also what takes a look at the tables and the partitions: how the file's space
+    /// is used, fragmentation, the smallest safe size, where the parent is
+    #[arg(long)]
+    pub(crate) details: bool,
+
     #[command(flatten)]
     pub(crate) parents: ChainArgs,
 
@@ -245,6 +250,8 @@ Examples:
   vhdkit convert disk.vhd disk.vhdx
   vhdkit convert snapshot.avhdx flat.img
   vhdkit convert disk.img azure.vhd --type fixed
+  vhdkit convert disk.vhdx azure.vhd --profile azure
+  vhdkit convert disk.img disk.vhd --in-place
   vhdkit convert disk.vhdx /dev/sdx --format raw --force
   vhdkit convert child.vhdx flat.vhdx --parent-map 'C:\\Disks=/mnt/disks'";
 
@@ -259,9 +266,13 @@ pub(crate) struct ConvertArgs {
     #[arg(value_name = "SRC")]
     pub(crate) source: PathBuf,
 
-    /// The file to make
-    #[arg(value_name = "DST")]
-    pub(crate) target: PathBuf,
+    /// The file to make; with --in-place the file's new name
+    #[arg(value_name = "DST", required_unless_present = "in_place")]
+    pub(crate) target: Option<PathBuf>,
+
+    /// Turn a raw disk into a fixed VHD, or back, without copying: by its footer
+    #[arg(long, conflicts_with_all = ["disk_type", "block_size", "force"])]
+    pub(crate) in_place: bool,
 
     /// Format of the new file [default: by the extension of DST]
     #[arg(long, value_enum)]

@@ -6,6 +6,7 @@ use serde::Serialize;
 use vhdkit::image::{DiskType, Format, IdentifierSource};
 use vhdkit::operation::{Subject, Unit};
 use vhdkit::verbs::convert::{ConvertOptions, ConvertReport, convert};
+use vhdkit::verbs::in_place::{InPlaceOptions, convert_in_place};
 use vhdkit::verbs::profile::Profile;
 
 use super::{Session, create::now, text};
@@ -16,6 +17,9 @@ use crate::{formats, size};
 
 pub(crate) fn run(args: ConvertArgs, session: &mut Session) -> Result<u8, Failure> {
     let (json, progress) = (args.output.json, args.progress.progress);
+    if args.in_place {
+        return in_place(&args, session);
+    }
     let done = Conversion::run(request(args)?, progress, session)?;
     if json {
         session.out.json(&done)?;
@@ -25,9 +29,80 @@ pub(crate) fn run(args: ConvertArgs, session: &mut Session) -> Result<u8, Failur
     Ok(DONE)
 }
 
-fn request(args: ConvertArgs) -> Result<ConvertOptions, Failure> {
+/// The fields of the JSON output of a conversion in place.
+#[derive(Serialize)]
+struct Rewrapped {
+    path: String,
+    format: &'static str,
+    virtual_size: u64,
+    file_size: u64,
+}
+
+fn in_place(args: &ConvertArgs, session: &mut Session) -> Result<u8, Failure> {
     let profile = args.profile.map(Profile::from);
-    let format = formats::of_new_file_for(&args.target, args.format, profile)?;
+    let name = args.target.as_deref().unwrap_or(&args.source);
+    let format = match (args.format, &args.target, profile) {
+        (None, None, None) => {
+            return Err(Failure::usage("the new format is missing")
+                .hint("say --format vhd or --format raw, or the file's new name"));
+        }
+        (None, None, Some(profile)) => profile.format(),
+        (asked, ..) => formats::of_new_file_for(name, asked, profile)?,
+    };
+    if let Some(target) = &args.target
+        && target.exists()
+    {
+        return Err(Failure::Disk(
+            vhdkit::Error::new(vhdkit::ErrorKind::AlreadyExists, "it exists already")
+                .with_path(target)
+                .with_hint("choose another name"),
+        ));
+    }
+    let options = InPlaceOptions {
+        path: args.source.clone(),
+        format,
+        profile,
+        identifier: None,
+        identifiers: IdentifierSource::random(),
+        created: now(),
+    };
+    follow(
+        convert_in_place(options),
+        &Subject::disk(&args.source),
+        args.progress.progress,
+        Some(&session.interrupt),
+    )
+    .map_err(|e| stopped(e, "the file is as it was"))?;
+    if args.target.is_some() {
+        std::fs::rename(&args.source, name)
+            .map_err(|e| vhdkit::Error::io("rename", e).with_path(&args.source))?;
+    }
+    let info = super::info::open_alone(name)?.info();
+    let done = Rewrapped {
+        path: text(name),
+        format: info.format.name(),
+        virtual_size: info.virtual_size,
+        file_size: info.file_size,
+    };
+    if args.output.json {
+        session.out.json(&done)?;
+    } else {
+        session.out.line(format!(
+            "{} is now a {} disk of {}",
+            done.path,
+            formats::describe(info.format, info.disk_type),
+            size::describe(done.virtual_size)
+        ))?;
+    }
+    Ok(DONE)
+}
+
+fn request(args: ConvertArgs) -> Result<ConvertOptions, Failure> {
+    let Some(target) = args.target else {
+        return Err(Failure::usage("the file to make is missing"));
+    };
+    let profile = args.profile.map(Profile::from);
+    let format = formats::of_new_file_for(&target, args.format, profile)?;
     let disk_type = args.disk_type.map_or_else(
         || profile.map_or(DiskType::Dynamic, Profile::disk_type),
         DiskType::from,
@@ -40,7 +115,7 @@ fn request(args: ConvertArgs) -> Result<ConvertOptions, Failure> {
     Ok(ConvertOptions {
         open: args.parents.open_options()?,
         source: args.source,
-        target: args.target,
+        target,
         format,
         disk_type,
         virtual_size: None,

@@ -8,6 +8,8 @@ use vhdkit::VirtualDisk;
 use vhdkit::disk::{LayerInfo, OpenOptions, Parents};
 use vhdkit::image::{ImageInfo, ParentReference};
 use vhdkit::storage::{Access, FileStorage};
+use vhdkit::verbs::information::{self, ParentLocation};
+use vhdkit::verbs::resize::smallest_safe_size;
 
 use super::{Session, text};
 use crate::args::InfoArgs;
@@ -24,10 +26,15 @@ pub(crate) fn run(args: &InfoArgs, session: &mut Session) -> Result<u8, Failure>
         open_alone(&args.path)?
     };
     let mut images: Vec<Image> = disk.layers().iter().map(Image::of).collect();
+    let details = args.details.then(|| Details::of(&disk, args)).transpose()?;
     if args.output.json {
         let chain = with_parents.then(|| images.clone());
         let leaf = images.swap_remove(0);
-        session.out.json(&Report { leaf, chain })?;
+        session.out.json(&Report {
+            leaf,
+            details,
+            chain,
+        })?;
         return Ok(DONE);
     }
     let count = images.len();
@@ -46,6 +53,9 @@ pub(crate) fn run(args: &InfoArgs, session: &mut Session) -> Result<u8, Failure>
                 .line(format!("[{} of {count}, {place}]", i + 1))?;
         }
         image.print(&mut session.out)?;
+        if let Some(details) = details.as_ref().filter(|_| i == 0) {
+            details.print(&mut session.out)?;
+        }
     }
     Ok(DONE)
 }
@@ -61,7 +71,92 @@ struct Report {
     #[serde(flatten)]
     leaf: Image,
     #[serde(skip_serializing_if = "Option::is_none")]
+    details: Option<Details>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     chain: Option<Vec<Image>>,
+}
+
+/// What costs more than a look at the headers; the fields are those of the JSON output. Sizes are in bytes.
+#[derive(Serialize)]
+struct Details {
+    payload: u64,
+    structures: u64,
+    free: u64,
+    packed_size: u64,
+    allocated_blocks: u64,
+    fragmentation_percent: u32,
+    is_4k_aligned: bool,
+    /// Nothing without a partition table that can be read.
+    smallest_safe_size: Option<u64>,
+    /// Nothing if there is no parent, or none is found.
+    parent_location: Option<String>,
+    host_logical_sector_size: u32,
+    host_physical_sector_size: u32,
+    host_is_remote: bool,
+}
+
+impl Details {
+    fn of(disk: &VirtualDisk, args: &InfoArgs) -> Result<Self, Failure> {
+        let usage = information::usage(disk)?;
+        let host = FileStorage::open(disk.path(), Access::ReadOnly)?.host_disk()?;
+        let smallest = match smallest_safe_size(disk) {
+            Ok(size) => Some(size),
+            // A child without its parents cannot be read, and many disks have no table.
+            Err(_) => None,
+        };
+        Ok(Self {
+            payload: usage.payload,
+            structures: usage.structures,
+            free: usage.free,
+            packed_size: usage.packed_size,
+            allocated_blocks: usage.allocated_blocks,
+            fragmentation_percent: information::fragmentation(disk)?,
+            is_4k_aligned: information::is_4k_aligned(disk)?,
+            smallest_safe_size: smallest,
+            parent_location: match information::parent_location(disk, &args.parents.map()?) {
+                Some(ParentLocation::Resolved(path)) => Some(text(&path)),
+                _ => None,
+            },
+            host_logical_sector_size: host.logical_sector_size,
+            host_physical_sector_size: host.physical_sector_size,
+            host_is_remote: host.is_remote,
+        })
+    }
+
+    fn print(&self, out: &mut Output) -> Result<(), Failure> {
+        let mut row = |label: &str, value: String| out.line(format!("{label:<18}{value}"));
+        row("blocks", size::short(self.payload))?;
+        row("tables", size::short(self.structures))?;
+        row("unused", size::short(self.free))?;
+        row("fragmentation", format!("{} %", self.fragmentation_percent))?;
+        row(
+            "smallest size",
+            match self.smallest_safe_size {
+                Some(size) => size::describe(size),
+                None => "unknown: no readable partition table".into(),
+            },
+        )?;
+        row(
+            "4 KiB aligned",
+            if self.is_4k_aligned { "yes" } else { "no" }.into(),
+        )?;
+        if let Some(path) = &self.parent_location {
+            row("parent found", path.clone())?;
+        }
+        row(
+            "host sectors",
+            format!(
+                "{} bytes (physical {} bytes){}",
+                self.host_logical_sector_size,
+                self.host_physical_sector_size,
+                if self.host_is_remote {
+                    ", on another machine"
+                } else {
+                    ""
+                }
+            ),
+        )
+    }
 }
 
 /// One image; the fields are those of the JSON output.

@@ -17,7 +17,7 @@ use std::path::PathBuf;
 
 use crate::disk::{ParentMap, VirtualDisk, find_parent};
 use crate::error::{Context, Result};
-use crate::image::{DiskType, ExtentKind, ParentPath};
+use crate::image::{DiskType, ExtentKind, ParentPath, Usage};
 
 /// Where the parent of a differencing disk is.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -44,16 +44,24 @@ pub fn parent_location(disk: &VirtualDisk, map: &ParentMap) -> Option<ParentLoca
     })
 }
 
+/// How the space of the leaf's file is used.
+///
+/// # Errors
+/// What reading the tables can fail with.
+pub fn usage(disk: &VirtualDisk) -> Result<Usage> {
+    disk.with_chain(|chain| {
+        let leaf = chain.leaf();
+        leaf.image().usage().at_path(leaf.path())
+    })
+}
+
 /// How many of the leaf's blocks do not lie directly behind the one before them, in percent; 0 for fixed disks and
 /// formats without blocks.
 ///
 /// # Errors
 /// What reading the tables can fail with.
 pub fn fragmentation(disk: &VirtualDisk) -> Result<u32> {
-    let usage = disk.with_chain(|chain| {
-        let leaf = chain.leaf();
-        leaf.image().usage().at_path(leaf.path())
-    })?;
+    let usage = usage(disk)?;
     let steps = usage.allocated_blocks.saturating_sub(1).max(1);
     let percent = u128::from(usage.displaced_blocks) * 100 / u128::from(steps);
     Ok(u32::try_from(percent).unwrap_or(100))

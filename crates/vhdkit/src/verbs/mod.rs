@@ -6,6 +6,7 @@ pub mod compare;
 pub mod convert;
 mod copy;
 pub mod create;
+pub mod in_place;
 pub mod information;
 pub mod merge;
 pub mod mirror;
