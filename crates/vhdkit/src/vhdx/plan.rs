@@ -55,9 +55,11 @@ impl Plan {
         let mut holes = Holes::new(used);
         let mut moves = Vec::new();
         let mut end = used.end();
+        // Once everything ends at the floor or before it, nothing is left free below it.
+        let lowest_end = Self::floor(used).max(pinned_end);
         while let Some((&from, &(length, what))) = objects.last_key_value() {
-            end = (from + length).max(pinned_end);
-            if from + length <= pinned_end {
+            end = (from + length).max(lowest_end);
+            if from + length <= lowest_end {
                 break;
             }
             let Some(to) = holes.take(length, from) else {

@@ -58,8 +58,10 @@ impl VhdxImage {
         }
         .while_doing("pack")?;
         if later.is_empty() {
+            // Not where the plan says, but where the file says that its last byte in use is.
+            let end = self.survey()?.used.end();
             self.journal.set_keep(0)?;
-            self.journal.trim(&*self.storage, plan.end)?;
+            self.journal.trim(&*self.storage, end)?;
         }
         Ok(Packed {
             moved: Plan::left(now),
