@@ -85,6 +85,8 @@ enum Op {
     Release,
     /// Packs to the end, so many bytes at a time.
     Pack(u64),
+    /// One step of it.
+    PackStep(u64),
     Resize(u64),
     Item(u128, Option<usize>),
     Identifier(u128),
@@ -143,6 +145,7 @@ fn apply(op: &Op, image: &mut dyn Image, backing: &dyn Backing) -> Result<()> {
             assert_eq!(usage.packed_size, usage.file_size);
             Ok(())
         }
+        Op::PackStep(budget) => image.pack(*budget).map(drop),
         Op::Resize(size) => image.resize(*size, backing, &mut |_, _| Ok(())),
         Op::Item(id, length) => {
             let value = length.map(|n| vec![(*id as u8).wrapping_add(n as u8); n]);
@@ -227,7 +230,12 @@ struct State {
 
 /// Runs the operations, then looks at what a crash could leave at every barrier.
 fn crash(disk: &TestDisk, ops: &[Op]) -> usize {
-    let storage = CrashStorage::new(&disk.layers[0]);
+    crash_without(disk, ops, None).0
+}
+
+/// As [`crash`], on a disk that lies about one flush. Returns the numbers of crash images and of flushes.
+fn crash_without(disk: &TestDisk, ops: &[Op], lost: Option<usize>) -> (usize, usize) {
+    let storage = CrashStorage::losing_a_flush(&disk.layers[0], lost);
     let parents = Parents::of(disk);
     let mut image = open(storage.clone(), true);
     let content = disk.content.clone();
@@ -276,7 +284,7 @@ fn crash(disk: &TestDisk, ops: &[Op]) -> usize {
             }
         }
     }
-    images
+    (images, storage.flushes())
 }
 
 fn violation(disk: &TestDisk, file: MemoryStorage, allowed: &[State]) -> Option<String> {
@@ -393,6 +401,109 @@ fn a_crash_while_resizing_leaves_the_old_size_or_the_new_one() {
                 Op::Resize(6 * MIB),
             ],
         );
+    }
+}
+
+/// The test of the test: were a barrier forgotten, some crash image would show it.
+#[test]
+fn a_forgotten_barrier_of_a_structural_change_would_be_noticed() {
+    let block = |n: u64| Op::Write(n * MIB, MIB, n as u8 + 1);
+    let disk = variant(DiskType::Dynamic, 8 * MIB, MIB, 512).make(1);
+    for (ops, least) in [
+        (
+            vec![block(0), block(1), block(2), Op::Zero(0, MIB), Op::Pack(1)],
+            4,
+        ),
+        (
+            vec![block(0), Op::Resize(200 << 30), block(9), Op::Resize(MIB)],
+            3,
+        ),
+        (vec![Op::Item(1, Some(9000)), Op::Item(1, Some(990_000))], 2),
+    ] {
+        let (_, flushes) = crash_without(&disk, &ops, None);
+        let noticed = (0..flushes)
+            .filter(|&lost| {
+                std::panic::catch_unwind(|| crash_without(&disk, &ops, Some(lost))).is_err()
+            })
+            // Enough is enough: each takes a whole crash history.
+            .take(least)
+            .count();
+        assert!(noticed >= least, "{ops:?}: only {noticed} of {flushes}");
+    }
+}
+
+#[test]
+fn space_that_had_logged_pages_is_not_overwritten_by_a_replay() {
+    let disk = variant(DiskType::Dynamic, 4 * MIB, MIB, 512).make(1);
+    let block = |n: u64| Op::Write(n * MIB, MIB, n as u8 + 1);
+    // The BAT moves, and its old place gets data.
+    let mut ops = vec![block(0), block(1), Op::Resize(200 << 30)];
+    ops.extend((2..6).map(block));
+    ops.extend([
+        Op::Resize(5 * MIB),
+        block(1),
+        Op::Zero(0, 2 * MIB),
+        Op::PackStep(1),
+        Op::Pack(1),
+    ]);
+    crash(&disk, &ops);
+    // A sector bitmap does.
+    let disk = variant(DiskType::Differencing, 9 << 30, MIB, 512).make(1);
+    let part = |n: u64| Op::Write(n * MIB + 512, 4096, n as u8 + 1);
+    let mut ops: Vec<Op> = [0, 1, 2, 3, 5 * 1024].map(part).to_vec();
+    ops.extend([0, 1, 5 * 1024].map(|n| Op::Zero(n * MIB, MIB)));
+    ops.push(Op::PackStep(1));
+    ops.extend([6, 7, 8].map(block));
+    ops.push(Op::Pack(1));
+    crash(&disk, &ops);
+    // The metadata region does.
+    let disk = variant(DiskType::Dynamic, 8 * MIB, MIB, 512).make(1);
+    let mut ops = vec![block(0), Op::Identifier(4), Op::Item(1, Some(1_000_000))];
+    ops.extend((1..4).map(block));
+    ops.extend([
+        Op::Zero(0, 3 * MIB),
+        Op::PackStep(1),
+        block(5),
+        block(6),
+        Op::Pack(1),
+    ]);
+    crash(&disk, &ops);
+}
+
+#[test]
+fn nothing_is_written_once_close_has_returned_whatever_threads_do() {
+    for disk in disks() {
+        let parents = Parents::of(&disk);
+        let storage = FaultStorage::new(disk.layers[0].clone());
+        let image = open(storage.clone(), true);
+        let size = disk.variant.virtual_size;
+        std::thread::scope(|scope| {
+            for thread in 0..3_u8 {
+                let (image, parents) = (&image, &parents);
+                scope.spawn(move || {
+                    let mut rng = Rng::new(u64::from(thread));
+                    let error = loop {
+                        let at = rng.below(size - 4096);
+                        let done = match rng.below(3) {
+                            0 => image.zero(at, 4096, ZeroMode::MayUnmap, parents),
+                            1 => image.discard(at, 4096, parents),
+                            _ => image.write_at(at, &[thread; 4096], parents),
+                        };
+                        if let Err(e) = done {
+                            break e;
+                        }
+                    };
+                    assert_eq!(error.kind(), ErrorKind::InvalidState, "{error}");
+                });
+            }
+            std::thread::sleep(std::time::Duration::from_millis(50));
+            image.close().unwrap();
+            let before = storage.counts().total(Call::CHANGING);
+            std::thread::sleep(std::time::Duration::from_millis(20));
+            assert_eq!(storage.counts().total(Call::CHANGING), before);
+        });
+        let file: Arc<dyn Storage> = disk.layers[0].clone();
+        assert_eq!(worst(&file), None);
     }
 }
 
