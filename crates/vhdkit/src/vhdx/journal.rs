@@ -6,7 +6,8 @@
 //!           └── any error of a header, log or flush ──▶ failed (until the file is opened again)
 //! ```
 //!
-//! J1 Before anything else changes, a header with new FileWriteGuid and DataWriteGuid is durable.
+//! J1 Before anything else changes, a header with a new FileWriteGuid is durable; before anything changes that the
+//!    guest reads, one with a new DataWriteGuid. A session that moves, releases or relinks keeps the DataWriteGuid.
 //! J2 LogGuid is set only after the log holds a valid entry, and cleared only after every page is in place, durably.
 //! J3 Changed pages of the BAT and of sector bitmaps reach the file only through a log entry that is durable before.
 //!    One flush of the guest is one entry for all of them (several, if they do not fit the log; every prefix of these
@@ -18,8 +19,18 @@
 //!    made durable first.
 //! J6 The steady state (nothing allocated since the last flush) costs one barrier; allocations without a parent too.
 //! J7 After an error that leaves memory and file possibly different, writing ends: every later call repeats the error.
+//! J8 A change of structure is one log entry: its pages are seen all or none, and everything written before is durable
+//!    before it (`structure`).
+//! J9 Space that had logged pages (a region, a sector bitmap) is given back only once no entry that a replay would start
+//!    from describes it: the log is sealed first, with an empty entry that is its own tail. Nor is anything written in
+//!    place, past the log, where a replay could write.
+//! J10 The file becomes shorter only after an entry is durable that asks for no more than the new length.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+mod structure;
+
+pub(super) use structure::PlacedPage;
+
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 use uuid::Uuid;
@@ -41,22 +52,35 @@ pub(super) enum DirtyPage {
     Bat { page: u64 },
 }
 
+/// What a session has changed, or is about to change (J1).
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+#[repr(u8)]
+pub(super) enum Session {
+    /// Where things are in the file, or what it says of itself: children stay valid.
+    Structure = 1,
+    /// What the guest reads.
+    Data = 2,
+}
+
 /// See the module.
 pub(super) struct Journal {
-    modified: AtomicBool,
+    /// 0, or a [`Session`].
+    session: AtomicU8,
     closed: AtomicBool,
     failed: OnceLock<Error>,
     dirty: Mutex<Vec<DirtyPage>>,
     freed: Mutex<Vec<Span>>,
+    /// Freed, and had logged pages (J9).
+    freed_logged: Mutex<Vec<Span>>,
     space: Mutex<Option<Space>>,
+    /// Where the log is; apart from the state, so that it can be asked for while that is locked.
+    log_span: Mutex<Span>,
     state: Mutex<State>,
     /// Flushes started and the last one completed: who waited for the lock may find its work done.
     started: AtomicU64,
     completed: AtomicU64,
     /// J5: data before metadata.
     data_first: bool,
-    /// A fixed disk: the file does not become shorter.
-    keep_length: bool,
 }
 
 struct State {
@@ -94,16 +118,17 @@ impl Journal {
         file_guid_is_new: bool,
         file_length: u64,
         data_first: bool,
-        keep_length: bool,
         repairs: Vec<(u64, Box<[u8]>)>,
     ) -> Self {
         Self {
-            modified: AtomicBool::new(false),
+            session: AtomicU8::new(0),
             closed: AtomicBool::new(false),
             failed: OnceLock::new(),
             dirty: Mutex::default(),
             freed: Mutex::default(),
+            freed_logged: Mutex::default(),
             space: Mutex::default(),
+            log_span: Mutex::new((headers.log_offset, headers.log_length)),
             state: Mutex::new(State {
                 headers,
                 writer: None,
@@ -114,13 +139,21 @@ impl Journal {
             started: AtomicU64::new(0),
             completed: AtomicU64::new(0),
             data_first,
-            keep_length,
         }
     }
 
     /// True once the session has changed the file.
     pub(super) fn is_modified(&self) -> bool {
-        self.modified.load(Ordering::Acquire)
+        self.session.load(Ordering::Acquire) > 0
+    }
+
+    fn has_begun(&self, session: Session) -> bool {
+        self.session.load(Ordering::Acquire) >= session as u8
+    }
+
+    /// Where the log is: offset and length in the file.
+    pub(super) fn log_span(&self) -> Span {
+        *lock(&self.log_span)
     }
 
     /// The identity of the data as the current header has it.
@@ -143,41 +176,56 @@ impl Journal {
         }
     }
 
-    /// Called before the first change of data of a session, by whoever comes first (J1). `used` tells what of the file
-    /// is in use; `begun` is called once, before anybody can write.
+    /// Called before the first change of a session, and before its first change of data, by whoever comes first (J1).
+    /// `used` tells what of the file is in use, and how many bytes behind it belong to the file as well; `begun` is
+    /// called once, before anybody can write.
     pub(super) fn begin(
         &self,
+        session: Session,
         storage: &dyn Storage,
-        used: impl FnOnce() -> Result<UsedMap>,
+        used: impl FnOnce() -> Result<(UsedMap, u64)>,
         begun: impl FnOnce(),
     ) -> Result<()> {
-        if self.is_modified() {
+        if self.has_begun(session) {
             return self.check();
         }
         let mut state = lock(&self.state);
         self.check()?;
-        if self.is_modified() {
+        if self.has_begun(session) {
             return Ok(());
         }
-        let used = used()?;
-        let result = self.begin_locked(storage, &mut state, &used);
-        self.remember(&result);
-        result?;
-        begun();
-        self.modified.store(true, Ordering::Release);
+        if self.is_modified() {
+            let result = set_identity(storage, &mut state, Uuid::new_v4());
+            self.remember(&result);
+            result?;
+        } else {
+            let (used, keep) = used()?;
+            let result = self.begin_locked(session, storage, &mut state, &used, keep);
+            self.remember(&result);
+            result?;
+            begun();
+        }
+        self.session.store(session as u8, Ordering::Release);
         Ok(())
     }
 
-    fn begin_locked(&self, storage: &dyn Storage, state: &mut State, used: &UsedMap) -> Result<()> {
+    fn begin_locked(
+        &self,
+        session: Session,
+        storage: &dyn Storage,
+        state: &mut State,
+        used: &UsedMap,
+        keep: u64,
+    ) -> Result<()> {
         if !state.file_guid_is_new {
             state.headers.file_write_guid = Uuid::new_v4();
         }
-        state.headers.data_write_guid = Uuid::new_v4();
-        // The current header may be one that a killed process wrote and nobody flushed: only when it is durable may
-        // the other slot be touched.
-        storage.flush()?;
-        state.headers.update(storage)?;
-        let space = Space::new(storage, used, self.keep_length)?;
+        let data_write_guid = match session {
+            Session::Structure => state.headers.data_write_guid,
+            Session::Data => Uuid::new_v4(),
+        };
+        set_identity(storage, state, data_write_guid)?;
+        let space = Space::new(storage, used, keep)?;
         state.flushed_length = state.flushed_length.min(space.file_length());
         *lock(&self.space) = Some(space);
         Ok(())
@@ -197,6 +245,11 @@ impl Journal {
     /// Space that a changed BAT entry referred to: reusable once that change is durable (S2). Called after the change.
     pub(super) fn free(&self, span: Span) {
         lock(&self.freed).push(span);
+    }
+
+    /// As [`Journal::free`], for space that had logged pages (J9).
+    pub(super) fn free_logged(&self, span: Span) {
+        lock(&self.freed_logged).push(span);
     }
 
     /// A page has been changed: `mark` marks it as dirty and says whether it was clean. In one step with the list, so
@@ -241,6 +294,7 @@ impl Journal {
     ) -> Result<()> {
         // First the freed spans, then the pages: the change that freed a span is in the pages then, or was before.
         let freed = std::mem::take(&mut *lock(&self.freed));
+        let logged = std::mem::take(&mut *lock(&self.freed_logged));
         let mut dirty = std::mem::take(&mut *lock(&self.dirty));
         if dirty.is_empty() {
             self.barrier(storage, state)?;
@@ -252,7 +306,23 @@ impl Journal {
             });
             self.log_pages(storage, state, &dirty, take_page)?;
         }
-        self.with_space(|space| space.give_back(storage, &freed))
+        self.give_back(storage, state, &freed, &logged)
+    }
+
+    fn give_back(
+        &self,
+        storage: &dyn Storage,
+        state: &mut State,
+        freed: &[Span],
+        logged: &[Span],
+    ) -> Result<()> {
+        if !logged.is_empty() {
+            self.seal(storage, state)?;
+        }
+        self.with_space(|space| {
+            space.give_back(storage, freed)?;
+            space.give_back(storage, logged)
+        })
     }
 
     fn log_pages(
@@ -298,6 +368,7 @@ impl Journal {
         if state.headers.log_length == 0 {
             state.headers.log_offset = self.take_space(storage, LOG_LENGTH)?;
             state.headers.log_length = LOG_LENGTH;
+            *lock(&self.log_span) = (state.headers.log_offset, LOG_LENGTH);
         }
         state.headers.log_guid = Uuid::new_v4();
         state.writer = Some(Writer {
@@ -317,11 +388,7 @@ impl Journal {
     fn append(&self, storage: &dyn Storage, state: &mut State, changes: &[Change]) -> Result<()> {
         let length = log::entry_length(changes.len() as u64);
         if !has_room(state, length) {
-            // Everything is put in place, durably; then an empty entry, for which a sector is always kept free, says
-            // so, and all before it is free.
-            self.barrier(storage, state)?;
-            self.write_entry(storage, state, &[])?;
-            self.barrier_of_entry(storage, state)?;
+            self.seal(storage, state)?;
         }
         if !has_room(state, length) {
             return Err(corrupt(format!(
@@ -457,7 +524,7 @@ impl Journal {
             Some(space) => f(space),
             None => Err(Error::new(
                 ErrorKind::InvalidState,
-                "the session has not begun",
+                "nothing has been changed yet",
             )),
         }
     }
@@ -468,6 +535,15 @@ impl Journal {
             let _ = self.failed.set(error.duplicate());
         }
     }
+}
+
+/// Makes a header durable that names this DataWriteGuid.
+fn set_identity(storage: &dyn Storage, state: &mut State, data_write_guid: Uuid) -> Result<()> {
+    state.headers.data_write_guid = data_write_guid;
+    // The current header may be one that nobody flushed (a killed process wrote it, or an earlier update here): only
+    // when it is durable may the other slot be touched.
+    storage.flush()?;
+    state.headers.update(storage)
 }
 
 /// Length of a log that is made for a file without one.
@@ -492,7 +568,7 @@ fn pages_per_entry(log_length: u64) -> usize {
 }
 
 /// Writes pages in place, neighbours together.
-fn write_pages(storage: &dyn Storage, pages: &[(u64, Box<[u8]>)]) -> Result<()> {
+pub(super) fn write_pages(storage: &dyn Storage, pages: &[(u64, Box<[u8]>)]) -> Result<()> {
     let mut rest = pages;
     while let Some((offset, first)) = rest.first() {
         let run = rest

@@ -66,6 +66,10 @@ pub(super) const METADATA_TABLE_LENGTH: usize = 64 * 1024;
 pub(super) const MAX_METADATA_ENTRIES: u16 = 2047;
 pub(super) const MAX_USER_ITEMS: usize = 1024;
 pub(super) const MAX_METADATA_ITEM: u32 = 1024 * 1024;
+/// All user items together.
+pub(super) const MAX_USER_METADATA: u64 = 40 * MIB;
+/// Longest metadata region that is made.
+pub(super) const MAX_METADATA_REGION: u64 = 128 * MIB;
 pub(super) const METADATA_IS_USER: u32 = 1;
 pub(super) const METADATA_IS_VIRTUAL_DISK: u32 = 2;
 pub(super) const METADATA_IS_REQUIRED: u32 = 4;

@@ -115,13 +115,58 @@ fn guid(value: &str) -> Result<Uuid> {
 /// A new item for a child of `parent`. Off Windows only the relative path means anything; an absolute one is stored
 /// if it is a Windows path.
 pub(super) fn encode(parent: &ParentLink) -> Result<Vec<u8>> {
-    let mut pairs = vec![
-        (LINKAGE, format!("{{{}}}", parent.identifier.hyphenated())),
-        ("relative_path", parent.relative_path.clone()),
+    let utf16 = |text: &str| text.encode_utf16().flat_map(u16::to_le_bytes).collect();
+    let mut pairs: Vec<Pair> = vec![
+        (utf16(LINKAGE), utf16(&braced(parent.identifier))),
+        (utf16("relative_path"), utf16(&parent.relative_path)),
     ];
     if let Some(path) = extended_windows_path(&parent.absolute_path) {
-        pairs.push(("absolute_win32_path", path));
+        pairs.push((utf16("absolute_win32_path"), utf16(&path)));
     }
+    encode_pairs(&pairs)
+}
+
+/// The item with other accepted identifiers of the parent; every other key and value stays byte for byte.
+pub(super) fn with_identifiers(item: &[u8], first: Uuid, second: Option<&Uuid>) -> Result<Vec<u8>> {
+    // Checks everything.
+    parse(item)?;
+    let (header, rest) = ParentLocatorHeader::ref_from_prefix(item)
+        .map_err(|_| corrupt("the parent locator is too short"))?;
+    let count = to_usize(header.key_value_count.get().into());
+    let (entries, _) = <[ParentLocatorEntry]>::ref_from_prefix_with_elems(rest, count)
+        .map_err(|_| corrupt("the parent locator is too short"))?;
+    let utf16 =
+        |text: &str| -> Vec<u8> { text.encode_utf16().flat_map(u16::to_le_bytes).collect() };
+    let bytes = |offset: u32, length: u16| -> Vec<u8> {
+        let start = to_usize(offset.into());
+        item.get(start..start + usize::from(length))
+            .unwrap_or_default()
+            .to_vec()
+    };
+    let mut pairs: Vec<Pair> = Vec::with_capacity(count + 1);
+    for entry in entries {
+        let key = bytes(entry.key_offset.get(), entry.key_length.get());
+        if key == utf16(LINKAGE) {
+            pairs.push((key, utf16(&braced(first))));
+            if let Some(second) = second {
+                pairs.push((utf16(LINKAGE2), utf16(&braced(*second))));
+            }
+        } else if key != utf16(LINKAGE2) {
+            let value = bytes(entry.value_offset.get(), entry.value_length.get());
+            pairs.push((key, value));
+        }
+    }
+    encode_pairs(&pairs)
+}
+
+/// A key and its value as they are stored.
+type Pair = (Vec<u8>, Vec<u8>);
+
+fn braced(identifier: Uuid) -> String {
+    format!("{{{}}}", identifier.hyphenated())
+}
+
+fn encode_pairs(pairs: &[Pair]) -> Result<Vec<u8>> {
     let mut offset =
         size_of::<ParentLocatorHeader>() + pairs.len() * size_of::<ParentLocatorEntry>();
     let mut item = ParentLocatorHeader {
@@ -132,8 +177,7 @@ pub(super) fn encode(parent: &ParentLink) -> Result<Vec<u8>> {
     .as_bytes()
     .to_vec();
     let mut strings: Vec<u8> = Vec::new();
-    let mut place = |text: &str| -> Result<(u32, u16)> {
-        let bytes: Vec<u8> = text.encode_utf16().flat_map(u16::to_le_bytes).collect();
+    let mut place = |bytes: &[u8]| -> Result<(u32, u16)> {
         let too_long = || {
             Error::new(
                 ErrorKind::InvalidParameter,
@@ -143,10 +187,10 @@ pub(super) fn encode(parent: &ParentLink) -> Result<Vec<u8>> {
         let length = u16::try_from(bytes.len()).map_err(|_| too_long())?;
         let at = u32::try_from(offset).map_err(|_| too_long())?;
         offset += bytes.len();
-        strings.extend_from_slice(&bytes);
+        strings.extend_from_slice(bytes);
         Ok((at, length))
     };
-    for (key, value) in &pairs {
+    for (key, value) in pairs {
         let (key_offset, key_length) = place(key)?;
         let (value_offset, value_length) = place(value)?;
         let entry = ParentLocatorEntry {

@@ -144,6 +144,30 @@ fn check_entry(entry: &MetadataTableEntry, region: &Region) -> Result<Item> {
     Ok(item)
 }
 
+/// The bytes of a table with these items.
+pub(super) fn encode_table(items: &[Item]) -> Vec<u8> {
+    let mut bytes = MetadataTableHeader {
+        signature: METADATA_SIGNATURE,
+        reserved: 0.into(),
+        entry_count: u16::try_from(items.len()).unwrap_or(u16::MAX).into(),
+        reserved2: [0; 20],
+    }
+    .as_bytes()
+    .to_vec();
+    for item in items {
+        let entry = MetadataTableEntry {
+            item_id: item.id,
+            offset: u32::try_from(item.offset).unwrap_or(u32::MAX).into(),
+            length: item.length.into(),
+            flags: item.flags.into(),
+            reserved2: 0.into(),
+        };
+        bytes.extend_from_slice(entry.as_bytes());
+    }
+    bytes.resize(METADATA_TABLE_LENGTH, 0);
+    bytes
+}
+
 fn is_known(item: &Item) -> bool {
     !item.is_user()
         && [
@@ -293,27 +317,18 @@ impl Metadata {
         if let Some(locator) = locator {
             items.push((ITEM_PARENT_LOCATOR, METADATA_IS_REQUIRED, locator.to_vec()));
         }
-        let mut bytes = MetadataTableHeader {
-            signature: METADATA_SIGNATURE,
-            reserved: 0.into(),
-            entry_count: u16::try_from(items.len()).unwrap_or(u16::MAX).into(),
-            reserved2: [0; 20],
-        }
-        .as_bytes()
-        .to_vec();
-        let mut offset = METADATA_TABLE_LENGTH;
+        let mut offset = METADATA_TABLE_LENGTH as u64;
+        let mut table = Vec::with_capacity(items.len());
         for (id, flags, content) in &items {
-            let entry = MetadataTableEntry {
-                item_id: *id,
-                offset: u32::try_from(offset).unwrap_or(u32::MAX).into(),
-                length: u32::try_from(content.len()).unwrap_or(u32::MAX).into(),
-                flags: (*flags).into(),
-                reserved2: 0.into(),
-            };
-            bytes.extend_from_slice(entry.as_bytes());
-            offset += content.len();
+            table.push(Item {
+                id: *id,
+                offset,
+                length: u32::try_from(content.len()).unwrap_or(u32::MAX),
+                flags: *flags,
+            });
+            offset += content.len() as u64;
         }
-        bytes.resize(METADATA_TABLE_LENGTH, 0);
+        let mut bytes = encode_table(&table);
         for (_, _, content) in &items {
             bytes.extend_from_slice(content);
         }

@@ -8,6 +8,7 @@
 //! | `bat` | what BAT entries mean; block and chunk arithmetic |
 //! | `pages` | BAT and sector bitmaps in memory, loaded page by page |
 //! | `space` | free space of the file |
+//! | `plan` | what moves where when a file is packed |
 //! | `journal` | the order of everything that is written |
 //! | `image` | reading, writing, mapping |
 //! | `create` | a new file |
@@ -24,6 +25,7 @@ mod locator;
 mod log;
 mod metadata;
 mod pages;
+mod plan;
 mod region;
 mod space;
 

@@ -139,6 +139,27 @@ pub(super) fn repair_pages(storage: &dyn Storage) -> Result<Vec<(u64, Box<[u8]>)
         .collect())
 }
 
+/// The pages of both copies that have to be written so that they list these regions.
+pub(super) fn changed_pages(
+    storage: &dyn Storage,
+    regions: &[Region],
+) -> Result<Vec<(u64, Box<[u8]>)>> {
+    let table = encode(regions)?;
+    let mut pages = Vec::new();
+    for copy in REGION_TABLE_OFFSETS {
+        let mut present = vec![0; REGION_TABLE_LENGTH];
+        storage.read_at(copy, &mut present)?;
+        let changed = table
+            .chunks(4096)
+            .zip(present.chunks(4096))
+            .zip((copy..).step_by(4096))
+            .filter(|((new, old), _)| new != old)
+            .map(|((new, _), offset)| (offset, new.into()));
+        pages.extend(changed);
+    }
+    Ok(pages)
+}
+
 /// The entries of a table whose checksum was right.
 pub(super) fn entries(table: &[u8]) -> Result<Vec<Region>> {
     let (header, rest) = RegionTableHeader::ref_from_prefix(table)

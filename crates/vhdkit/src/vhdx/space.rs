@@ -36,14 +36,18 @@ pub(super) struct Space {
 
 impl Space {
     /// `used` is what the file's structures and blocks take. The file is cut off behind the last of them; holes
-    /// between them are punched and become available with the next flush. With `keep_length` (a fixed disk some of
-    /// whose blocks have no place yet) what lies behind them stays part of the file and is zeroed, for these blocks.
-    pub(super) fn new(storage: &dyn Storage, used: &UsedMap, keep_length: bool) -> Result<Self> {
+    /// between them are punched and become available with the next flush. With `keep` above 0 (a fixed disk some of
+    /// whose blocks have no place yet) so many bytes behind them stay part of the file if they are there, and are
+    /// zeroed, for these blocks.
+    pub(super) fn new(storage: &dyn Storage, used: &UsedMap, keep: u64) -> Result<Self> {
         let end = used.end();
         let length = storage.len()?;
-        if keep_length && length >= end {
-            let whole = round_down(length, ALIGNMENT);
-            storage.zero_range(end, length - end)?;
+        if keep > 0 && length >= end {
+            let whole = round_down(length, ALIGNMENT).min(end.saturating_add(keep));
+            if length > whole {
+                storage.set_len(whole)?;
+            }
+            storage.zero_range(end, whole - end)?;
             storage.flush()?;
             let ready = (whole > end).then_some((end, whole - end));
             return Ok(Self {
@@ -104,6 +108,38 @@ impl Space {
         Ok(())
     }
 
+    /// Takes a given range out of what is free, for a mover that will write all of it. True if it reads as zeros,
+    /// durably; else nobody knows what it holds (or holes beyond [`MAX_HOLES`] were never looked at).
+    pub(super) fn claim(&mut self, (offset, length): Span) -> bool {
+        let end = offset + length;
+        let known = self
+            .ready
+            .range(..=offset)
+            .next_back()
+            .is_some_and(|(&start, &free)| start + free >= end);
+        let ready: Vec<Span> = std::mem::take(&mut self.ready).into_iter().collect();
+        self.ready = without(&ready, offset, end).into_iter().collect();
+        self.punched = without(&self.punched, offset, end);
+        known
+    }
+
+    /// Everything from `end` on is free: the file is about to be cut off there, but not below what has to be kept.
+    /// Returns where.
+    pub(super) fn cut(&mut self, end: u64) -> u64 {
+        let end = end.max(self.keep);
+        let ready: Vec<Span> = std::mem::take(&mut self.ready).into_iter().collect();
+        self.ready = without(&ready, end, u64::MAX).into_iter().collect();
+        self.punched = without(&self.punched, end, u64::MAX);
+        self.end = end;
+        self.file_length = end;
+        end
+    }
+
+    /// From now on the file does not become shorter than this.
+    pub(super) fn set_keep(&mut self, keep: u64) {
+        self.keep = keep;
+    }
+
     /// What was punched so far; to be handed to [`Space::flushed`] after a flush that starts now.
     pub(super) fn punched(&self) -> usize {
         self.punched.len()
@@ -146,6 +182,21 @@ impl Space {
         self.end = end;
         self.file_length = end;
     }
+}
+
+/// These spans but for what lies in `from..to`.
+fn without(spans: &[Span], from: u64, to: u64) -> Vec<Span> {
+    let mut rest = Vec::with_capacity(spans.len());
+    for &(offset, length) in spans {
+        let end = offset + length;
+        if offset < from.min(end) {
+            rest.push((offset, end.min(from) - offset));
+        }
+        if to.max(offset) < end {
+            rest.push((to.max(offset), end - to.max(offset)));
+        }
+    }
+    rest
 }
 
 /// Makes the file longer: to `wanted`, or if that is not possible (a limit of the file size may lie between) to
@@ -258,7 +309,7 @@ mod tests {
         let mut used = UsedMap::default();
         used.mark(0, 4 * MIB);
         storage.set_len(9 * MIB).unwrap();
-        let mut space = Space::new(&storage, &used, false).unwrap();
+        let mut space = Space::new(&storage, &used, 0).unwrap();
         assert_eq!(storage.len().unwrap(), 4 * MIB, "the unused tail is gone");
         let a = space.take(&storage, 2 * MIB).unwrap();
         let b = space.take(&storage, 2 * MIB).unwrap();

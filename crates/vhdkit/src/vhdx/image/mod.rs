@@ -1,7 +1,12 @@
 //! An open VHDX file (format sheet 4.3).
 
 mod bitmap;
+mod identity;
+mod items;
 mod map;
+mod pack;
+mod resize;
+mod usage;
 mod write;
 
 use std::ops::Range;
@@ -12,7 +17,10 @@ use uuid::Uuid;
 
 use crate::block_lock::BlockLocks;
 use crate::error::{Error, ErrorKind, Result};
-use crate::image::{Backing, DiskType, Extent, ExtentKind, Format, Image, ImageInfo, ZeroMode};
+use crate::image::{
+    AllocatedBlock, Backing, DiskType, Extent, ExtentKind, Format, Image, ImageInfo, Pace, Packed,
+    ParentLink, Usage, ZeroMode,
+};
 use crate::num::to_usize;
 use crate::storage::Storage;
 use crate::vhdx::bat::{self, Block, Geometry};
@@ -30,7 +38,6 @@ pub struct VhdxImage {
     metadata: Metadata,
     geometry: Geometry,
     regions: Regions,
-    headers: Headers,
     creator: Option<String>,
     log_replayed: bool,
     writable: bool,
@@ -111,11 +118,10 @@ impl VhdxImage {
         }
         let creator = read_creator(&*storage)?;
         let journal = Journal::new(
-            headers.clone(),
+            headers,
             log_replayed && writable,
             file_length,
             metadata.has_parent,
-            metadata.leave_blocks_allocated,
             if writable {
                 region::repair_pages(&*storage)?
             } else {
@@ -132,7 +138,6 @@ impl VhdxImage {
             metadata,
             geometry,
             regions,
-            headers,
             creator,
             log_replayed,
             writable,
@@ -269,6 +274,8 @@ impl Image for VhdxImage {
             done += to_usize(n);
             {
                 let _guard = self.locks.read(block);
+                // A close that this waited for is the end of all writing.
+                self.journal.check()?;
                 if let Block::Present(at) = self.block(block)? {
                     self.storage.write_at(at + within, part)?;
                     continue;
@@ -278,6 +285,7 @@ impl Image for VhdxImage {
                 }
             }
             let _guard = self.locks.write(block);
+            self.journal.check()?;
             self.write_changing(block, within, part, backing)?;
         }
         Ok(())
@@ -295,6 +303,7 @@ impl Image for VhdxImage {
             }
             let (block, within, n) = self.portion(offset + done, length - done);
             let _guard = self.locks.write(block);
+            self.journal.check()?;
             self.zero_portion(block, within, n, mode, backing)?;
             done += n;
         }
@@ -314,6 +323,7 @@ impl Image for VhdxImage {
             }
             let (block, within, n) = self.portion(offset + done, length - done);
             let _guard = self.locks.write(block);
+            self.journal.check()?;
             self.discard_portion(block, within, n)?;
             done += n;
         }
@@ -349,8 +359,62 @@ impl Image for VhdxImage {
         if !self.writable {
             return Ok(());
         }
+        // No write is under way then, and none starts before it has seen that the disk is closed.
+        let _alone = self.locks.write_all();
         self.journal
             .close(&*self.storage, &|page| self.take_page(page))
+    }
+
+    fn usage(&self) -> Result<Usage> {
+        self.space_usage()
+    }
+
+    fn next_allocated(&self, offset: u64) -> Result<Option<AllocatedBlock>> {
+        self.next_held(offset)
+    }
+
+    fn release(&mut self, block: &AllocatedBlock, _backing: &dyn Backing) -> Result<bool> {
+        self.release_block(block)
+    }
+
+    fn pack(&mut self, budget: u64) -> Result<Packed> {
+        self.pack_step(budget)
+    }
+
+    fn resize(&mut self, size: u64, backing: &dyn Backing, pace: Pace<'_>) -> Result<()> {
+        self.resize_disk(size, backing, pace)
+    }
+
+    fn set_parent(&mut self, link: &ParentLink) -> Result<()> {
+        self.replace_parent(link)
+    }
+
+    fn set_parent_identifiers(&mut self, identifiers: &[Uuid]) -> Result<()> {
+        self.replace_parent_identifiers(identifiers)
+    }
+
+    fn set_link_identifier(&mut self, identifier: Uuid) -> Result<()> {
+        self.choose_link_identifier(identifier)
+    }
+
+    fn set_identifier(&mut self, identifier: Uuid) -> Result<()> {
+        self.replace_identifier(identifier)
+    }
+
+    fn set_physical_sector_size(&mut self, size: u32) -> Result<()> {
+        self.replace_physical_sector_size(size)
+    }
+
+    fn user_metadata(&self) -> Result<Vec<(Uuid, u32)>> {
+        self.user_items()
+    }
+
+    fn read_user_metadata(&self, item: Uuid) -> Result<Vec<u8>> {
+        self.read_user_item(item)
+    }
+
+    fn write_user_metadata(&mut self, item: Uuid, value: Option<&[u8]>) -> Result<()> {
+        self.write_user_item(item, value)
     }
 }
 

@@ -7,11 +7,10 @@ use super::VhdxImage;
 use crate::error::{Error, ErrorKind, Result};
 use crate::image::{Backing, ExtentKind, ZeroMode};
 use crate::num::{round_down, round_up, to_usize};
-use crate::vhdx::bat::{self, Block, Slot};
-use crate::vhdx::journal::DirtyPage;
-use crate::vhdx::layout::{BITMAP_BLOCK, HEADER_AREA, MAX_FILE_SIZE};
-use crate::vhdx::pages::{Peek, WORDS};
-use crate::vhdx::space::UsedMap;
+use crate::vhdx::bat::{self, Block};
+use crate::vhdx::journal::{DirtyPage, Session};
+use crate::vhdx::layout::MAX_FILE_SIZE;
+use crate::vhdx::pages::WORDS;
 
 impl VhdxImage {
     pub(super) fn check_writable(&self) -> Result<()> {
@@ -26,69 +25,29 @@ impl VhdxImage {
 
     /// Called right before the first change: a request that changes nothing leaves the file and its identity alone.
     pub(super) fn begin(&self) -> Result<()> {
+        self.begin_session(Session::Data)
+    }
+
+    /// As [`Self::begin`], before a change that the guest does not see.
+    pub(super) fn begin_structure(&self) -> Result<()> {
+        self.begin_session(Session::Structure)
+    }
+
+    fn begin_session(&self, session: Session) -> Result<()> {
         self.journal.begin(
+            session,
             &*self.storage,
-            || self.used_map(),
+            || {
+                let survey = self.survey()?;
+                Ok((survey.used, survey.unplaced))
+            },
             // Every block lies within the file from then on.
             || self.file_end.store(MAX_FILE_SIZE, Ordering::Relaxed),
         )
     }
 
-    /// What of the file is in use; a place used twice makes the disk unfit for writing.
-    pub(super) fn used_map(&self) -> Result<UsedMap> {
-        let mut used = UsedMap::default();
-        used.mark(0, HEADER_AREA);
-        used.mark(self.headers.log_offset, self.headers.log_length);
-        for region in &self.regions.all {
-            used.mark(region.offset, region.length);
-        }
-        let mut index = 0;
-        while index < self.bat.words() {
-            match self.bat.peek(&*self.storage, index)? {
-                Peek::Zeros(count) => index += count,
-                Peek::Words(words) => {
-                    for entry in words {
-                        self.mark_entry(&mut used, index, entry)?;
-                        index += 1;
-                    }
-                }
-            }
-        }
-        Ok(used)
-    }
-
-    pub(super) fn mark_entry(&self, used: &mut UsedMap, index: u64, entry: u64) -> Result<()> {
-        let span = match self.geometry.slot(index) {
-            Slot::Payload(block) if block < self.geometry.block_count => {
-                match self.decode(block, entry)? {
-                    Block::Present(at) | Block::Partial(at) => Some((at, self.geometry.block_size)),
-                    _ => self
-                        .anchor(block, entry)?
-                        .map(|at| (at, self.geometry.block_size)),
-                }
-            }
-            // Padding means nothing.
-            Slot::Payload(_) => None,
-            Slot::Bitmap(chunk) if self.metadata.has_parent => {
-                bat::bitmap(chunk, entry, self.file_end.load(Ordering::Relaxed))?
-                    .map(|at| (at, BITMAP_BLOCK))
-            }
-            Slot::Bitmap(_) => None,
-        };
-        match span {
-            Some((at, length)) if !used.mark(at, length) => Err(Error::new(
-                ErrorKind::BlockAllocationTableCorrupt,
-                format!("BAT entry {index} claims space at {at} that something else uses as well"),
-            )
-            .with_hint(
-                "the disk can be read, but not written; 'vhdkit check' lists what overlaps",
-            )),
-            _ => Ok(()),
-        }
-    }
-
     /// The space that an entry without content holds on to.
-    fn anchor(&self, block: u64, entry: u64) -> Result<Option<u64>> {
+    pub(super) fn anchor(&self, block: u64, entry: u64) -> Result<Option<u64>> {
         let Some(at) = bat::soft_anchor(entry) else {
             return Ok(None);
         };

@@ -1,0 +1,212 @@
+//! Packing: blocks from the end of the file into free space before them (format sheet 8.7).
+
+use std::sync::OnceLock;
+
+use super::VhdxImage;
+use crate::error::{Context, Result};
+use crate::image::{Image, Packed};
+use crate::vhdx::bat::Slot;
+use crate::vhdx::layout::{BAT_OFFSET_MASK, Guid, REGION_BAT, REGION_METADATA};
+use crate::vhdx::pages::PagedTable;
+use crate::vhdx::plan::{Movable, Move, Plan};
+use crate::vhdx::region::{self, Region};
+use crate::vhdx::space::Span;
+
+impl VhdxImage {
+    /// See [`Image::pack`].
+    pub(super) fn pack_step(&mut self, budget: u64) -> Result<Packed> {
+        self.check_writable()?;
+        // What was freed is free only once that is durable.
+        self.flush()?;
+        let survey = self.survey()?;
+        if survey.unplaced > 0 {
+            // A fixed disk some of whose blocks have no place yet needs what is free for these.
+            return Ok(Packed::default());
+        }
+        let plan = self.plan(&survey)?;
+        if plan.moves.is_empty() && self.storage.len()? <= plan.end {
+            return Ok(Packed::default());
+        }
+        self.begin_structure()?;
+        let count = match plan.moves.first() {
+            None => 0,
+            Some(Move {
+                what: Movable::Bat | Movable::Metadata,
+                ..
+            }) => 1,
+            Some(_) => batch(&plan.moves, budget),
+        };
+        let (now, later) = plan.moves.split_at(count);
+        match now {
+            [
+                Move {
+                    what: Movable::Bat,
+                    from,
+                    to,
+                    length,
+                },
+            ] => self.move_region(REGION_BAT, (*from, *length), *to),
+            [
+                Move {
+                    what: Movable::Metadata,
+                    from,
+                    to,
+                    length,
+                },
+            ] => self.move_region(REGION_METADATA, (*from, *length), *to),
+            _ => self.move_blocks(now),
+        }
+        .while_doing("pack")?;
+        if later.is_empty() {
+            // Not where the plan says, but where the file says that its last byte in use is.
+            let end = self.survey()?.used.end();
+            self.journal.set_keep(0)?;
+            self.journal.trim(&*self.storage, end)?;
+        }
+        Ok(Packed {
+            moved: Plan::left(now),
+            left: Plan::left(later),
+        })
+    }
+
+    fn move_blocks(&mut self, moves: &[Move]) -> Result<()> {
+        if moves.is_empty() {
+            return Ok(());
+        }
+        let mut claimed = Vec::new();
+        let copied = moves.iter().try_for_each(|step| {
+            let Movable::Entry(index) = step.what else {
+                return Ok(());
+            };
+            self.bat.prepare(&*self.storage, index)?;
+            let entry = self.bat.get(&*self.storage, index)?;
+            let has_content = self.held(index, entry)?.is_some_and(|h| h.has_content);
+            self.claim((step.to, step.length), &mut claimed)?;
+            if has_content {
+                self.copy_inside((step.from, step.length), step.to)?;
+            }
+            Ok(())
+        });
+        if let Err(e) = copied {
+            self.abandon(&claimed);
+            return Err(e);
+        }
+        self.journal.data_barrier(&*self.storage)?;
+        for step in moves {
+            let Movable::Entry(index) = step.what else {
+                continue;
+            };
+            let entry = self.bat.get(&*self.storage, index)?;
+            self.set_entry(index, entry & !BAT_OFFSET_MASK | step.to)?;
+            match self.geometry.slot(index) {
+                Slot::Payload(_) => self.journal.free((step.from, step.length)),
+                Slot::Bitmap(_) => self.journal.free_logged((step.from, step.length)),
+            }
+        }
+        let flushed = self.flush();
+        // They may have moved.
+        self.bitmaps = OnceLock::new();
+        flushed
+    }
+
+    /// Takes free space that a plan chose and makes it zero, if it is not known to be.
+    pub(super) fn claim(&self, span: Span, claimed: &mut Vec<Span>) -> Result<()> {
+        let known = self.journal.claim_space(span)?;
+        claimed.push(span);
+        if !known {
+            self.storage.punch_hole(span.0, span.1)?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn abandon(&self, spans: &[Span]) {
+        for &span in spans {
+            self.journal.abandon_space(&*self.storage, span);
+        }
+    }
+
+    /// Copies within the file to where zeros are. Holes stay holes.
+    pub(super) fn copy_inside(&self, (from, length): Span, to: u64) -> Result<()> {
+        let (mut at, end) = (from, from + length);
+        while let Some(data) = self.storage.next_data(at..end)? {
+            let target = to + (data.start - from);
+            let n = data.end - data.start;
+            self.storage
+                .copy_range_from(&*self.storage, data.start, target, n)?;
+            at = data.end;
+        }
+        Ok(())
+    }
+
+    fn move_region(&mut self, guid: Guid, from: Span, to: u64) -> Result<()> {
+        let mut claimed = Vec::new();
+        let copied = self
+            .claim((to, from.1), &mut claimed)
+            .and_then(|()| self.copy_inside(from, to))
+            .and_then(|()| self.with_region(guid, to, from.1))
+            .and_then(|regions| {
+                let pages = region::changed_pages(&*self.storage, &regions)?;
+                Ok((regions, pages))
+            });
+        let (regions, pages) = match copied {
+            Ok(copied) => copied,
+            Err(e) => {
+                self.abandon(&claimed);
+                return Err(e);
+            }
+        };
+        self.journal.transact(
+            &*self.storage,
+            &|page| self.take_page(page),
+            pages,
+            &[],
+            &[from],
+        )?;
+        self.adopt_regions(regions);
+        Ok(())
+    }
+
+    /// The regions with one of them somewhere else.
+    pub(super) fn with_region(&self, guid: Guid, offset: u64, length: u64) -> Result<Vec<Region>> {
+        let mut regions = self.regions.all.clone();
+        for region in &mut regions {
+            if region.guid == guid {
+                (region.offset, region.length) = (offset, length);
+            }
+        }
+        Ok(regions)
+    }
+
+    /// The region table in the file says this now.
+    pub(super) fn adopt_regions(&mut self, regions: Vec<Region>) {
+        for &region in &regions {
+            if region.guid == REGION_BAT {
+                self.regions.bat = region;
+            } else if region.guid == REGION_METADATA {
+                self.regions.metadata = region;
+            }
+        }
+        self.regions.all = regions;
+        self.forget_tables();
+    }
+
+    /// The BAT or what it refers to was changed in the file, past the pages in memory, all of which were clean.
+    pub(super) fn forget_tables(&mut self) {
+        let entries = self.geometry.entries_used(self.metadata.has_parent);
+        self.bat = PagedTable::new(self.regions.bat.offset, entries);
+        self.bitmaps = OnceLock::new();
+    }
+}
+
+/// How many of the moves fit the budget; regions move alone.
+fn batch(moves: &[Move], budget: u64) -> usize {
+    let mut taken = 0;
+    moves
+        .iter()
+        .take_while(|step| {
+            let first = taken == 0;
+            taken += step.length;
+            matches!(step.what, Movable::Entry(_)) && (first || taken <= budget)
+        })
+        .count()
+}

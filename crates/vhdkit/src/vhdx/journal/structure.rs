@@ -1,0 +1,151 @@
+//! Changes of structure: pages that are seen all or none, moves, a shorter file (rules J8 to J10).
+
+use std::sync::atomic::Ordering;
+
+use uuid::Uuid;
+
+use super::{DirtyPage, Journal, Session, State, lock, pages_per_entry, set_identity, write_pages};
+use crate::error::Result;
+use crate::storage::Storage;
+use crate::vhdx::header::corrupt;
+use crate::vhdx::log::Change;
+use crate::vhdx::space::Span;
+
+/// A page and where it goes.
+pub(in crate::vhdx) type PlacedPage = (u64, Box<[u8]>);
+
+type TakePage<'a> = &'a dyn Fn(DirtyPage) -> Option<PlacedPage>;
+
+impl Journal {
+    /// Makes a header durable with a chosen DataWriteGuid, which later writes of the session keep. The session has
+    /// begun.
+    pub(in crate::vhdx) fn set_data_write_guid(
+        &self,
+        storage: &dyn Storage,
+        identifier: Uuid,
+    ) -> Result<()> {
+        let mut state = lock(&self.state);
+        self.check()?;
+        if state.headers.data_write_guid != identifier {
+            let result = set_identity(storage, &mut state, identifier);
+            self.remember(&result);
+            result?;
+        }
+        self.session.store(Session::Data as u8, Ordering::Release);
+        Ok(())
+    }
+
+    /// The most pages that [`Journal::transact`] takes.
+    pub(in crate::vhdx) fn transaction_limit(&self) -> usize {
+        let length = lock(&self.state).headers.log_length;
+        pages_per_entry(if length == 0 {
+            super::LOG_LENGTH
+        } else {
+            length
+        })
+    }
+
+    /// J8: makes everything durable that was written or changed before, then these pages in one entry, then gives back
+    /// what they no longer refer to; `freed_logged` had logged pages (J9).
+    pub(in crate::vhdx) fn transact(
+        &self,
+        storage: &dyn Storage,
+        take_page: TakePage<'_>,
+        pages: Vec<PlacedPage>,
+        freed: &[Span],
+        freed_logged: &[Span],
+    ) -> Result<()> {
+        self.exclusively(|state| {
+            self.commit(storage, state, take_page)?;
+            if state.writer.is_none() || !state.repairs.is_empty() {
+                self.log_pages(storage, state, &[], take_page)?;
+            }
+            self.log_together(storage, state, pages)?;
+            self.give_back(storage, state, freed, freed_logged)
+        })
+    }
+
+    fn log_together(
+        &self,
+        storage: &dyn Storage,
+        state: &mut State,
+        mut pages: Vec<PlacedPage>,
+    ) -> Result<()> {
+        if pages.len() > pages_per_entry(state.headers.log_length) {
+            return Err(corrupt(format!(
+                "a log of {} bytes cannot hold a change of {} pages",
+                state.headers.log_length,
+                pages.len()
+            ))
+            .with_hint("convert the disk to a new file, which gets a larger log"));
+        }
+        pages.sort_unstable_by_key(|&(offset, _)| offset);
+        let changes: Vec<Change> = pages
+            .iter()
+            .map(|(file_offset, page)| Change::Page {
+                file_offset: *file_offset,
+                page: page.clone(),
+            })
+            .collect();
+        self.append(storage, state, &changes)?;
+        self.barrier_of_entry(storage, state)?;
+        write_pages(storage, &pages)
+    }
+
+    /// A barrier for data whose new place the BAT is told next.
+    pub(in crate::vhdx) fn data_barrier(&self, storage: &dyn Storage) -> Result<()> {
+        self.exclusively(|state| self.barrier(storage, state))
+    }
+
+    /// J9: after this no replay writes anywhere, until something is logged again.
+    pub(in crate::vhdx) fn seal_log(&self, storage: &dyn Storage) -> Result<()> {
+        self.exclusively(|state| self.seal(storage, state))
+    }
+
+    pub(super) fn seal(&self, storage: &dyn Storage, state: &mut State) -> Result<()> {
+        // Everything is put in place, durably; then an empty entry, for which a sector is always kept free, says so,
+        // and all before it is free.
+        self.barrier(storage, state)?;
+        if state.writer.is_some() {
+            self.write_entry(storage, state, &[])?;
+            self.barrier_of_entry(storage, state)?;
+        }
+        Ok(())
+    }
+
+    /// J10: cuts the file off at `end`, durably. Nothing durable refers to what lies behind.
+    pub(in crate::vhdx) fn trim(&self, storage: &dyn Storage, end: u64) -> Result<()> {
+        self.exclusively(|state| {
+            let (before, end) =
+                self.with_space(|space| Ok((space.file_length(), space.cut(end))))?;
+            if before <= end {
+                return self.barrier(storage, state);
+            }
+            state.flushed_length = state.flushed_length.min(end);
+            self.seal(storage, state)?;
+            storage.set_len(end)?;
+            self.barrier(storage, state)
+        })
+    }
+
+    /// Takes a free range for a mover; true if it reads as zeros, durably.
+    pub(in crate::vhdx) fn claim_space(&self, span: Span) -> Result<bool> {
+        self.with_space(|space| Ok(space.claim(span)))
+    }
+
+    /// From now on the file does not become shorter than this.
+    pub(in crate::vhdx) fn set_keep(&self, keep: u64) -> Result<()> {
+        self.with_space(|space| {
+            space.set_keep(keep);
+            Ok(())
+        })
+    }
+
+    fn exclusively(&self, f: impl FnOnce(&mut State) -> Result<()>) -> Result<()> {
+        let mut state = lock(&self.state);
+        self.check()?;
+        let result = f(&mut state);
+        self.remember(&result);
+        result
+    }
+}
