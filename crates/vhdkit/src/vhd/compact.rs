@@ -241,14 +241,14 @@ impl VhdImage {
         } else {
             home
         };
-        self.footer = Box::new(self.journal.replace_header(&NewHeader {
+        *self.footer = self.journal.replace_header(&NewHeader {
             header: &header.raw,
             parts,
             from,
             home,
             spare,
             footer: &self.footer,
-        })?);
+        })?;
         header.offset = home;
         self.adopt_header(header)
     }

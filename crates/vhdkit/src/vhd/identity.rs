@@ -5,11 +5,11 @@ use zerocopy::{FromZeros, IntoBytes};
 
 use super::create::{LOCATOR_ROOM, timestamp};
 use super::header::SparseHeader;
-use super::image::{VhdImage, parent_reference};
-use super::layout::{Locator, SECTOR};
+use super::image::VhdImage;
+use super::layout::{EPOCH, Locator, SECTOR};
 use super::locator;
 use crate::error::{Error, ErrorKind, Result};
-use crate::image::ParentLink;
+use crate::image::{ParentLink, ParentReference};
 use crate::num::{round_up, to_usize};
 
 impl VhdImage {
@@ -42,8 +42,13 @@ impl VhdImage {
             parts.push((at, bytes));
         }
         raw.sign();
+        let modified = EPOCH + i64::from(raw.parent_timestamp.get());
         self.put_header(SparseHeader { raw, ..header }, &parts)?;
-        self.read_parent();
+        self.info.parent = Some(ParentReference {
+            identifiers: vec![link.identifier],
+            paths: locator::paths_of(link),
+            modified: (modified != EPOCH).then_some(modified),
+        });
         Ok(())
     }
 
@@ -66,7 +71,9 @@ impl VhdImage {
         let sector = &raw.as_bytes()[..to_usize(SECTOR)];
         self.journal.change_header_sector(header.offset, sector)?;
         self.adopt_header(SparseHeader { raw, ..header })?;
-        self.read_parent();
+        if let Some(parent) = &mut self.info.parent {
+            parent.identifiers = vec![*identifier];
+        }
         Ok(())
     }
 
@@ -76,7 +83,7 @@ impl VhdImage {
         footer.unique_id = identifier.into_bytes();
         footer.sign();
         self.journal.change_footer(&footer)?;
-        self.footer = Box::new(footer);
+        *self.footer = footer;
         self.info.identifier = Some(identifier);
         self.info.link_identifier = Some(identifier);
         Ok(())
@@ -90,14 +97,6 @@ impl VhdImage {
                 format!("a {} disk {lack}", self.info.disk_type.name()),
             )
             .with_hint("only a differencing disk has a parent")),
-        }
-    }
-
-    /// Takes over in memory what the header says of the parent now.
-    fn read_parent(&mut self) {
-        if let Some(sparse) = &self.sparse {
-            let limit = self.journal.limit();
-            self.info.parent = Some(parent_reference(&*self.storage, &sparse.header, limit));
         }
     }
 }

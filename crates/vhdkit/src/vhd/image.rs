@@ -248,13 +248,15 @@ pub(super) fn structures(
     });
     structures.extend(maps.into_iter().flatten().map(pinned));
     for (slot, locator) in header.raw.parent_locators.iter().enumerate() {
-        for range in [locator.range(), locator.room()].into_iter().flatten() {
-            if range.end <= limit {
-                structures.push(Structure {
-                    kind: Kind::Locator(slot),
-                    range,
-                });
-            }
+        let is_inside = |range: &Range<u64>| range.end <= limit;
+        let path = locator.range().filter(is_inside);
+        let room = locator.room().filter(is_inside);
+        let end = path.iter().chain(&room).map(|range| range.end).max();
+        if let (Some(end), Some(range)) = (end, path.or(room)) {
+            structures.push(Structure {
+                kind: Kind::Locator(slot),
+                range: range.start..end,
+            });
         }
     }
     structures
@@ -295,11 +297,7 @@ fn batmap(storage: &dyn Storage, at: u64, limit: u64) -> Option<[Range<u64>; 2]>
     (batmap.cookie == BATMAP_COOKIE && end <= limit).then_some([at..at + SECTOR, start..end])
 }
 
-pub(super) fn parent_reference(
-    storage: &dyn Storage,
-    header: &SparseHeader,
-    limit: u64,
-) -> ParentReference {
+fn parent_reference(storage: &dyn Storage, header: &SparseHeader, limit: u64) -> ParentReference {
     ParentReference {
         identifiers: vec![Uuid::from_bytes(header.raw.parent_unique_id)],
         paths: locator::parent_paths(&header.raw, storage, limit),
@@ -380,20 +378,18 @@ impl Image for VhdImage {
     }
 
     fn read_at(&self, offset: u64, buf: &mut [u8], absent: &mut Vec<Range<u64>>) -> Result<()> {
-        match &self.sparse {
-            Some(sparse) => sparse.read_at(offset, buf, absent),
-            None => {
-                self.storage.read_at(offset, buf)?;
-                if let Some(stale) = self.stale() {
-                    let end = offset + buf.len() as u64;
-                    let (from, to) = (stale.start.max(offset), stale.end.min(end));
-                    if from < to {
-                        buf[to_usize(from - offset)..to_usize(to - offset)].fill(0);
-                    }
-                }
-                Ok(())
+        if let Some(sparse) = &self.sparse {
+            return sparse.read_at(offset, buf, absent);
+        }
+        self.storage.read_at(offset, buf)?;
+        if let Some(stale) = self.stale() {
+            let end = offset + buf.len() as u64;
+            let (from, to) = (stale.start.max(offset), stale.end.min(end));
+            if from < to {
+                buf[to_usize(from - offset)..to_usize(to - offset)].fill(0);
             }
         }
+        Ok(())
     }
 
     fn write_at(&self, offset: u64, data: &[u8], backing: &dyn Backing) -> Result<()> {

@@ -472,30 +472,6 @@ impl Journal {
             });
         Ok(())
     }
-
-    /// Puts the footer behind everything in use and cuts off the rest.
-    fn cut_off(&self, tables: &Tables) -> Result<()> {
-        let mut space = lock(&self.space);
-        // Places that were given back are not in the table.
-        let end = round_up(tables.bat.end().max(space.found.structures_end), SECTOR);
-        if end + FOOTER_SIZE >= space.file_size || !self.storage.grows_with_zeros() {
-            return Ok(());
-        }
-        self.storage
-            .write_at(end, &self.footer)
-            .map_err(|e| self.fail(e))?;
-        self.barrier()?;
-        self.storage
-            .set_len(end + FOOTER_SIZE)
-            .map_err(|e| self.fail(e))?;
-        self.barrier()?;
-        space.end = end;
-        space.file_size = end + FOOTER_SIZE;
-        space.old_footer = None;
-        space.returned.clear();
-        space.unallocated = tables.bat.unallocated();
-        Ok(())
-    }
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

@@ -97,6 +97,20 @@ pub(super) fn parent_paths(header: &Header, storage: &dyn Storage, limit: u64) -
     paths
 }
 
+/// All paths that [`encode`] and [`encode_name`] store, in the order to try.
+pub(super) fn paths_of(link: &ParentLink) -> Vec<ParentPath> {
+    let mut paths: Vec<ParentPath> = encode(link)
+        .iter()
+        .filter_map(|(code, bytes)| decode(*code, bytes))
+        .collect();
+    paths.push(ParentPath {
+        kind: ParentPathKind::Name,
+        path: decode_name(&encode_name(link)),
+    });
+    paths.retain(|path| !path.path.is_empty());
+    paths
+}
+
 /// One path; `None` if it is empty or its notation is unknown.
 pub(super) fn decode(code: [u8; 4], bytes: &[u8]) -> Option<ParentPath> {
     let (mut kind, path) = match code {

@@ -107,7 +107,7 @@ impl VhdImage {
         let marked = footer.clone().with_grow_mark(Some(stale));
         self.journal
             .grow_fixed(self.virtual_size, &marked, &footer, pace)?;
-        self.footer = Box::new(footer);
+        *self.footer = footer;
         Ok(())
     }
 
@@ -168,7 +168,7 @@ impl VhdImage {
             header: (!is_same).then_some((header.offset, sector)),
             footer: &footer,
         })?;
-        self.footer = Box::new(footer);
+        *self.footer = footer;
         self.adopt_header(header)
     }
 

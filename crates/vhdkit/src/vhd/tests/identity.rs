@@ -1,7 +1,7 @@
 //! Identifiers and parents.
 
 use super::model::backing_of;
-use super::structure::proves;
+use super::structure::{Shared, proves};
 use super::*;
 use crate::error::ErrorKind;
 
@@ -34,21 +34,18 @@ fn link(n: u32) -> ParentLink {
 
 #[test]
 fn a_new_parent_survives_every_crash_and_every_failing_call() {
-    let backing: Arc<dyn Backing + Send + Sync> =
-        Arc::from(backing_of(DiskType::Differencing, SIZE));
-    proves(&child(), backing.clone(), &|image| {
-        image.set_parent(&link(1))
-    });
-    proves(&child(), backing.clone(), &|image| {
+    let backing: Shared = Arc::from(backing_of(DiskType::Differencing, SIZE));
+    proves(&child(), &backing, &|image| image.set_parent(&link(1)));
+    proves(&child(), &backing, &|image| {
         image.set_parent_identifiers(&[Uuid::from_u128(99)])
     });
-    proves(&child(), backing, &|image| {
+    proves(&child(), &backing, &|image| {
         image.set_identifier(Uuid::from_u128(98))
     });
     for disk_type in [DiskType::Dynamic, DiskType::Fixed] {
         let start = create_small(disk_type, SIZE, 4096);
-        let backing: Arc<dyn Backing + Send + Sync> = Arc::from(backing_of(disk_type, SIZE));
-        proves(&start, backing, &|image| {
+        let backing: Shared = Arc::from(backing_of(disk_type, SIZE));
+        proves(&start, &backing, &|image| {
             image.set_identifier(Uuid::from_u128(97))
         });
     }

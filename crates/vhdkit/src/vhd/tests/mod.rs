@@ -7,6 +7,7 @@ mod hostile;
 mod identity;
 mod model;
 mod opening;
+mod restructuring;
 mod storage;
 mod structure;
 mod wrap;

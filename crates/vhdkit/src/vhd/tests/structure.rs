@@ -2,8 +2,6 @@
 
 use std::sync::atomic::Ordering;
 
-use proptest::prelude::*;
-
 use super::model::{backing_of, payload};
 use super::storage::{Change, Recorder, apply_torn};
 use super::*;
@@ -12,8 +10,8 @@ use crate::image::{AllocatedBlock, NoBacking, ParentPath, ZeroMode};
 use crate::num::GIB;
 use crate::vhd::geometry;
 
-const SIZE: u64 = 64 * 1024;
-const BLOCK: u64 = 4096;
+pub(super) const SIZE: u64 = 64 * 1024;
+pub(super) const BLOCK: u64 = 4096;
 
 /// Everything about a disk that a change makes different, or does not.
 #[derive(Clone, PartialEq, Eq)]
@@ -34,7 +32,7 @@ fn view(image: &VhdImage, backing: &dyn Backing) -> View {
     }
 }
 
-fn is_clean(storage: &MemoryStorage) {
+pub(super) fn is_clean(storage: &MemoryStorage) {
     let found = findings(storage);
     assert!(worst(&found) <= Some(Severity::Info), "{found:?}");
 }
@@ -89,18 +87,21 @@ fn each_crash(media: &MemoryStorage, changes: &[Change], mut look: impl FnMut(&M
     }
 }
 
+/// A parent for the hook too.
+pub(super) type Shared = Arc<dyn Backing + Send + Sync>;
+
 type Step<'a> = &'a dyn Fn(&mut VhdImage) -> Result<()>;
 
 /// The change at every moment of which the power is cut, and every call of which fails once.
-pub(super) fn proves(start: &MemoryStorage, backing: Arc<dyn Backing + Send + Sync>, change: Step) {
-    let before = view(&open(start, false).unwrap(), &*backing);
+pub(super) fn proves(start: &MemoryStorage, backing: &Shared, change: Step<'_>) {
+    let before = view(&open(start, false).unwrap(), &**backing);
     let done = Arc::new(start.clone());
     let mut image = VhdImage::open(done.clone(), true).unwrap();
     change(&mut image).unwrap();
-    let after = view(&image, &*backing);
+    let after = view(&image, &**backing);
     image.close().unwrap();
     is_clean(&done);
-    assert!(view(&open(&done, false).unwrap(), &*backing) == after);
+    assert!(view(&open(&done, false).unwrap(), &**backing) == after);
     let states = [before, after];
 
     let recorder = Recorder::new(start);
@@ -133,20 +134,20 @@ pub(super) fn proves(start: &MemoryStorage, backing: Arc<dyn Backing + Send + Sy
         }
         if let Err(error) = result {
             assert_eq!(error.kind(), ErrorKind::DiskFull, "call {call}: {error}");
-            let seen = view(&image, &*backing);
+            let seen = view(&image, &**backing);
             assert!(states.contains(&seen), "reads go on after call {call}");
         }
         drop(image);
-        stands(&recorder.now, &states, &*backing);
+        stands(&recorder.now, &states, &**backing);
         let mut image = VhdImage::open(recorder.clone(), true).unwrap();
         change(&mut image).unwrap();
-        assert!(view(&image, &*backing) == states[1], "after call {call}");
+        assert!(view(&image, &**backing) == states[1], "after call {call}");
         image.close().unwrap();
         is_clean(&recorder.now);
     }
 }
 
-fn pack_all(image: &mut VhdImage, budget: u64) -> Result<u64> {
+pub(super) fn pack_all(image: &mut VhdImage, budget: u64) -> Result<u64> {
     let mut moved = 0;
     loop {
         let step = image.pack(budget)?;
@@ -176,12 +177,12 @@ fn filled(disk_type: DiskType) -> MemoryStorage {
     (*storage).clone()
 }
 
-fn shared_backing(disk_type: DiskType) -> Arc<dyn Backing + Send + Sync> {
+fn shared_backing(disk_type: DiskType) -> Shared {
     Arc::from(backing_of(disk_type, SIZE))
 }
 
 /// Releases all blocks that read as zeros.
-fn release_zeros(image: &mut VhdImage, backing: &dyn Backing) -> Result<u64> {
+pub(super) fn release_zeros(image: &mut VhdImage, backing: &dyn Backing) -> Result<u64> {
     let (mut at, mut count) = (0, 0);
     while let Some(block) = image.next_allocated(at)? {
         at = block.range.end;
@@ -202,7 +203,7 @@ fn compacting_survives_every_crash_and_every_failing_call() {
     ] {
         let start = filled(disk_type);
         let backing = shared_backing(disk_type);
-        proves(&start, backing.clone(), &|image| {
+        proves(&start, &backing, &|image| {
             release_zeros(image, &*backing)?;
             pack_all(image, budget)?;
             image.flush()
@@ -213,7 +214,7 @@ fn compacting_survives_every_crash_and_every_failing_call() {
 #[test]
 fn a_released_place_is_not_used_before_the_media_know_that_it_is_free() {
     let start = filled(DiskType::Dynamic);
-    proves(&start, shared_backing(DiskType::Dynamic), &|image| {
+    proves(&start, &shared_backing(DiskType::Dynamic), &|image| {
         release_zeros(image, &NoBacking)?;
         // Would go into a released place if that were free already.
         image.zero(BLOCK, BLOCK, ZeroMode::KeepAllocated, &NoBacking)?;
@@ -293,14 +294,14 @@ fn growing_survives_every_crash_and_every_failing_call() {
     for size in [SIZE + 512, 100 * BLOCK, 300 * BLOCK, 600 * BLOCK] {
         proves(
             &filled(DiskType::Dynamic),
-            shared_backing(DiskType::Dynamic),
+            &shared_backing(DiskType::Dynamic),
             &|image| image.resize(size, &NoBacking, &mut |_, _| Ok(())),
         );
     }
     let storage = create(&parameters(DiskType::Fixed, SIZE));
     storage.write_at(0, &payload(0, SIZE, 9)).unwrap();
     for size in [SIZE + 512, SIZE + 1024, 3 * SIZE] {
-        proves(&storage, shared_backing(DiskType::Fixed), &|image| {
+        proves(&storage, &shared_backing(DiskType::Fixed), &|image| {
             image.resize(size, &NoBacking, &mut |_, _| Ok(()))
         });
     }
@@ -457,91 +458,6 @@ fn the_largest_dynamic_disk_is_reached_by_growing() {
         read_range(&image, &NoBacking, 2040 * GIB - 512..2040 * GIB),
         [2; 512]
     );
-}
-
-#[derive(Clone, Debug)]
-enum Deed {
-    Write(u64, u64, u8),
-    Zero(u64, u64),
-    Flush,
-    Reopen,
-    Release,
-    Pack(u64),
-    Grow(u64),
-}
-
-fn deed() -> impl Strategy<Value = Deed> {
-    let range = || (0..1_000_000_u64, 1..9000_u64);
-    prop_oneof![
-        6 => (range(), 1_u8..).prop_map(|((o, l), b)| Deed::Write(o, l, b)),
-        4 => range().prop_map(|(o, l)| Deed::Zero(o, l * 2)),
-        1 => Just(Deed::Flush),
-        1 => Just(Deed::Reopen),
-        2 => Just(Deed::Release),
-        3 => (1..40_000_u64).prop_map(Deed::Pack),
-        1 => (1..150_u64).prop_map(Deed::Grow),
-    ]
-}
-
-proptest! {
-    #![proptest_config(ProptestConfig::with_cases(100))]
-
-    #[test]
-    fn guests_and_changes_of_structure_do_not_disturb_each_other(
-        disk_type in prop_oneof![Just(DiskType::Dynamic), Just(DiskType::Differencing), Just(DiskType::Fixed)],
-        deeds in prop::collection::vec(deed(), 1..40),
-    ) {
-        let backing = backing_of(disk_type, SIZE);
-        let storage = Arc::new(create_small(disk_type, SIZE, BLOCK));
-        let mut image = VhdImage::open(storage.clone(), true).unwrap();
-        let mut model = read_all(&image, &*backing);
-        for deed in &deeds {
-            let size = model.len() as u64;
-            match *deed {
-                Deed::Write(offset, length, byte) => {
-                    let offset = offset % size;
-                    let data = payload(offset, length.min(size - offset), byte);
-                    image.write_at(offset, &data, &*backing).unwrap();
-                    model[to_usize(offset)..][..data.len()].copy_from_slice(&data);
-                }
-                Deed::Zero(offset, length) => {
-                    let offset = offset % size;
-                    let length = length.min(size - offset);
-                    image.zero(offset, length, ZeroMode::MayUnmap, &*backing).unwrap();
-                    model[to_usize(offset)..to_usize(offset + length)].fill(0);
-                }
-                Deed::Flush => image.flush().unwrap(),
-                Deed::Reopen => {
-                    image.close().unwrap();
-                    is_clean(&storage);
-                    image = VhdImage::open(storage.clone(), true).unwrap();
-                }
-                Deed::Release => {
-                    release_zeros(&mut image, &*backing).unwrap();
-                }
-                Deed::Pack(budget) => {
-                    let expected = image.usage().unwrap().packed_size;
-                    if image.pack(budget).unwrap().left == 0 {
-                        assert_eq!(storage.len().unwrap(), expected);
-                    }
-                }
-                Deed::Grow(blocks) => {
-                    let size = size + blocks * 1536;
-                    let grown = image.resize(size, &*backing, &mut |_, _| Ok(()));
-                    assert_eq!(grown.is_ok(), disk_type != DiskType::Differencing);
-                    if grown.is_ok() {
-                        model.resize(to_usize(size), 0);
-                    }
-                }
-            }
-            assert!(read_all(&image, &*backing) == model, "after {deed:?}");
-        }
-        pack_all(&mut image, 1).unwrap();
-        assert!(read_all(&image, &*backing) == model);
-        image.close().unwrap();
-        assert_eq!(codes(&storage), [""; 0]);
-        assert!(read_all(&open(&storage, false).unwrap(), &*backing) == model);
-    }
 }
 
 #[test]
