@@ -345,7 +345,7 @@ fn holey(variant: &Variant) -> TestDisk {
     let blocks = size / block;
     let mut ops: Vec<GuestOp> = (0..blocks)
         .rev()
-        .map(|b| GuestOp::write(b * block + 512, 3 * 4096, b as u32 as _))
+        .map(|b| GuestOp::write(b * block + 512, 3 * 4096, b as u32))
         .collect();
     ops.push(GuestOp::Flush);
     ops.push(GuestOp::zero((blocks - 1) * block, block));
@@ -719,7 +719,7 @@ fn only_changes_of_what_the_guest_reads_change_the_identity_of_the_data() {
 #[test]
 fn packing_moves_no_byte_that_need_not_move_and_keeps_holes() {
     let disk = variant(DiskType::Dynamic, 64 * MIB, 2 * MIB, 512).make(1);
-    let mut image = open(disk.layers[0].clone(), true);
+    let image = open(disk.layers[0].clone(), true);
     for block in 0..16 {
         image
             .write_at(block * 2 * MIB, &[1; 4096], &NoBacking)

@@ -123,17 +123,13 @@ impl VhdxImage {
             length,
             flags,
         };
-        let position = match known {
-            Some(position) => {
-                item.flags = items[position].flags;
-                wanted[position] = item;
-                position
-            }
-            None => {
-                wanted.push(item);
-                wanted.len() - 1
-            }
-        };
+        let position = known.unwrap_or(items.len());
+        if let Some(before) = wanted.get_mut(position) {
+            item.flags = before.flags;
+            *before = item;
+        } else {
+            wanted.push(item);
+        }
         check_limits(&wanted)?;
         self.begin_structure()?;
         if value.is_empty() {
@@ -141,7 +137,7 @@ impl VhdxImage {
         }
         let region = self.regions.metadata;
         let Some(gap) = find_gap(&items, region.length, value.len() as u64) else {
-            return self.relocate_metadata(&items, wanted, position, value);
+            return self.relocate_metadata(wanted, position, value);
         };
         wanted[position].offset = gap;
         // A page of the region that is still in the log would be put back over the item (J9).
@@ -169,7 +165,6 @@ impl VhdxImage {
     /// A new region with all items, one of them with a new value.
     fn relocate_metadata(
         &mut self,
-        old: &[Item],
         mut wanted: Vec<Item>,
         position: usize,
         value: &[u8],
@@ -189,7 +184,6 @@ impl VhdxImage {
                 "items of {end} bytes in all do not fit a metadata region"
             )));
         }
-        debug_assert!(old.len() <= wanted.len());
         // With room for others to come.
         let length = round_up(end + end / 2, MIB).min(MAX_METADATA_REGION);
         let at = self.journal.take_space(&*self.storage, length)?;
@@ -206,7 +200,7 @@ impl VhdxImage {
                     None => self.storage.write_at(at + item.offset, value)?,
                 }
             }
-            let regions = self.with_region(REGION_METADATA, at, length)?;
+            let regions = self.with_region(REGION_METADATA, at, length);
             let pages = region::changed_pages(&*self.storage, &regions)?;
             self.reserve_pages(&pages)?;
             Ok((regions, pages))

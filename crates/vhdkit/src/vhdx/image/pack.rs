@@ -28,33 +28,11 @@ impl VhdxImage {
             return Ok(Packed::default());
         }
         self.begin_structure()?;
-        let count = match plan.moves.first() {
-            None => 0,
-            Some(Move {
-                what: Movable::Bat | Movable::Metadata,
-                ..
-            }) => 1,
-            Some(_) => batch(&plan.moves, budget),
-        };
-        let (now, later) = plan.moves.split_at(count);
+        let (now, later) = plan.moves.split_at(batch(&plan.moves, budget));
         match now {
-            [
-                Move {
-                    what: Movable::Bat,
-                    from,
-                    to,
-                    length,
-                },
-            ] => self.move_region(REGION_BAT, (*from, *length), *to),
-            [
-                Move {
-                    what: Movable::Metadata,
-                    from,
-                    to,
-                    length,
-                },
-            ] => self.move_region(REGION_METADATA, (*from, *length), *to),
-            _ => self.move_blocks(now),
+            [step] if step.what == Movable::Bat => self.move_region(REGION_BAT, step),
+            [step] if step.what == Movable::Metadata => self.move_region(REGION_METADATA, step),
+            steps => self.move_blocks(steps),
         }
         .while_doing("pack")?;
         if later.is_empty() {
@@ -138,43 +116,35 @@ impl VhdxImage {
         Ok(())
     }
 
-    fn move_region(&mut self, guid: Guid, from: Span, to: u64) -> Result<()> {
+    fn move_region(&mut self, guid: Guid, step: &Move) -> Result<()> {
+        let (from, to) = ((step.from, step.length), (step.to, step.length));
+        let regions = self.with_region(guid, step.to, step.length);
         let mut claimed = Vec::new();
         let copied = self
-            .claim((to, from.1), &mut claimed)
-            .and_then(|()| self.copy_inside(from, to))
-            .and_then(|()| self.with_region(guid, to, from.1))
-            .and_then(|regions| {
-                let pages = region::changed_pages(&*self.storage, &regions)?;
-                Ok((regions, pages))
-            });
-        let (regions, pages) = match copied {
-            Ok(copied) => copied,
+            .claim(to, &mut claimed)
+            .and_then(|()| self.copy_inside(from, step.to))
+            .and_then(|()| region::changed_pages(&*self.storage, &regions));
+        let pages = match copied {
+            Ok(pages) => pages,
             Err(e) => {
                 self.abandon(&claimed);
                 return Err(e);
             }
         };
-        self.journal.transact(
-            &*self.storage,
-            &|page| self.take_page(page),
-            pages,
-            &[],
-            &[from],
-        )?;
+        self.commit_pages(pages, &[], &[from])?;
         self.adopt_regions(regions);
         Ok(())
     }
 
     /// The regions with one of them somewhere else.
-    pub(super) fn with_region(&self, guid: Guid, offset: u64, length: u64) -> Result<Vec<Region>> {
+    pub(super) fn with_region(&self, guid: Guid, offset: u64, length: u64) -> Vec<Region> {
         let mut regions = self.regions.all.clone();
         for region in &mut regions {
             if region.guid == guid {
                 (region.offset, region.length) = (offset, length);
             }
         }
-        Ok(regions)
+        regions
     }
 
     /// The region table in the file says this now.
@@ -198,15 +168,16 @@ impl VhdxImage {
     }
 }
 
-/// How many of the moves fit the budget; regions move alone.
+/// How many of the moves fit the budget, at least one; a region moves alone.
 fn batch(moves: &[Move], budget: u64) -> usize {
     let mut taken = 0;
-    moves
+    let blocks = moves
         .iter()
         .take_while(|step| {
             let first = taken == 0;
             taken += step.length;
             matches!(step.what, Movable::Entry(_)) && (first || taken <= budget)
         })
-        .count()
+        .count();
+    blocks.max(1).min(moves.len())
 }

@@ -22,6 +22,7 @@ use crate::vhdx::space::Span;
 
 /// A fixed disk's new blocks are allocated in such steps.
 const ALLOCATION_STEP: u64 = GIB;
+type Page = Box<[u8]>;
 /// Pages of a new BAT that are written together.
 const PAGES_AT_ONCE: usize = 256;
 
@@ -69,10 +70,11 @@ impl Added {
 
     /// The new blocks whose entries are not zero.
     fn filled(&self) -> Vec<Range<u64>> {
-        match self.fixed {
-            Some(_) => vec![self.old.block_count..self.new.block_count],
-            None => self.hiding.clone(),
+        let mut filled = self.hiding.clone();
+        if self.fixed.is_some() {
+            filled.push(self.old.block_count..self.new.block_count);
         }
+        filled
     }
 }
 
@@ -214,7 +216,7 @@ impl VhdxImage {
         let length = round_up(new.entries_allocated() * 8, MIB);
         let at = self.journal.take_space(&*self.storage, length)?;
         let written = self.write_bat(&added, (at, length)).and_then(|()| {
-            let regions = self.with_region(REGION_BAT, at, length)?;
+            let regions = self.with_region(REGION_BAT, at, length);
             pages.extend(region::changed_pages(&*self.storage, &regions)?);
             self.reserve_pages(&pages)?;
             Ok(regions)
@@ -332,7 +334,7 @@ impl VhdxImage {
     }
 
     /// A page of the BAT as the file has it, and at the new size.
-    fn bat_page(&self, added: &Added, page: u64) -> Result<(Box<[u8]>, Box<[u8]>)> {
+    fn bat_page(&self, added: &Added, page: u64) -> Result<(Page, Page)> {
         let mut old = vec![0; to_usize(PAGE)];
         if (page + 1) * PAGE <= self.regions.bat.length {
             self.storage
