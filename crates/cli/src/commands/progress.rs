@@ -35,7 +35,7 @@ pub(crate) fn run(args: &PendingArgs, session: &mut Session) -> Result<u8, Failu
         (_, false) if found.is_empty() => out.line(nothing(path))?,
         (false, false) => {
             for operation in &found {
-                out.line(line(operation))?;
+                out.line(line(operation, usize::MAX))?;
             }
         }
         (true, false) if output::is_terminal() => {
@@ -98,9 +98,11 @@ impl<'a> Row<'a> {
     }
 }
 
-/// `convert   42% [========>           ]  1.2 GiB of 2.86 GiB  12s  pid 4711  /disks/new.vhdx`
-fn line(operation: &PublishedOperation) -> String {
-    const WIDTH: u64 = 20;
+/// `convert   42% [====>     ]  1.2 GiB of 2.86 GiB  12s  pid 4711  /disks/new.vhdx`
+///
+/// At most so many characters: of a path that does not fit the end is shown.
+fn line(operation: &PublishedOperation, most: usize) -> String {
+    const WIDTH: u64 = 10;
     let progress = operation.progress();
     let of = |whole: u64| {
         let part = u128::from(progress.current) * u128::from(whole);
@@ -125,15 +127,23 @@ fn line(operation: &PublishedOperation) -> String {
     let elapsed = Duration::from_secs(elapsed.map_or(0, |d| d.as_secs()));
     let _ = write!(
         line,
-        "  {}  pid {}  {}",
+        "  {}  pid {}  ",
         humantime::format_duration(elapsed),
-        operation.pid(),
-        text(operation.path())
+        operation.pid()
     );
     if operation.is_cancel_requested() {
-        line.push_str(" (stopping)");
+        line.push_str("(stopping)  ");
     }
-    line
+    let path = text(operation.path());
+    let room = most.saturating_sub(line.chars().count());
+    let surplus = path.chars().count().saturating_sub(room);
+    if surplus == 0 {
+        line.push_str(&path);
+    } else {
+        line.push_str("...");
+        line.extend(path.chars().skip(surplus + 3));
+    }
+    line.chars().take(most).collect()
 }
 
 /// How an operation ended, in words.
@@ -240,11 +250,8 @@ impl View for Screen {
         let (height, width) = Term::stdout().size();
         // A line that wraps, or scrolls away, could not be cleared any more.
         for operation in running.iter().take(usize::from(height).saturating_sub(2)) {
-            let line: String = line(operation)
-                .chars()
-                .take(usize::from(width).saturating_sub(1))
-                .collect();
-            out.line(line)?;
+            let most = usize::from(width).saturating_sub(1);
+            out.line(line(operation, most))?;
             self.drawn += 1;
         }
         Ok(())
@@ -279,7 +286,7 @@ impl View for Log {
                 Some((_, last)) => *last = tenths,
                 None => self.shown.push((operation.id().to_owned(), tenths)),
             }
-            out.line(line(operation))?;
+            out.line(line(operation, usize::MAX))?;
         }
         Ok(())
     }
