@@ -73,7 +73,7 @@ impl<T> Gate<T> {
         impl<T> Drop for Return<'_, '_, T> {
             fn drop(&mut self) {
                 for guard in self.guards.iter_mut() {
-                    **guard = self.value.clone();
+                    (**guard).clone_from(&self.value);
                 }
             }
         }

@@ -317,7 +317,9 @@ impl Work<'_> {
                     chain.read_at(at, part)?;
                     data_runs(part, ZERO_GRAIN, &mut runs);
                     let mut zero_from = 0;
-                    for run in runs.iter().cloned().chain([part.len()..part.len()]) {
+                    // The zeros behind the last run, too.
+                    runs.push(part.len()..part.len());
+                    for run in runs.iter().cloned() {
                         let zeros = (run.start - zero_from) as u64;
                         if zeros > 0 {
                             target

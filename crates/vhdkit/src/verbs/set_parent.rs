@@ -132,10 +132,18 @@ fn cycle(child: &Path, parent: &Path) -> Error {
 
 /// True if both paths lead to one file.
 pub(crate) fn same_file(a: &Path, b: &Path) -> bool {
-    match (std::fs::canonicalize(a), std::fs::canonicalize(b)) {
-        (Ok(a), Ok(b)) => a == b,
+    match (resolved(a), resolved(b)) {
+        (Some(a), Some(b)) => a == b,
         _ => a == b,
     }
+}
+
+#[expect(
+    clippy::disallowed_methods,
+    reason = "a file that does not exist has no other name either"
+)]
+fn resolved(path: &Path) -> Option<PathBuf> {
+    std::fs::canonicalize(path).ok()
 }
 
 /// Fails unless one can be the parent of the other.
@@ -211,10 +219,7 @@ pub(crate) struct Child {
 pub(crate) fn differencing_disks_near(near: &[PathBuf]) -> Vec<Child> {
     let mut folders: Vec<PathBuf> = near
         .iter()
-        .filter_map(|path| {
-            let path = std::fs::canonicalize(path).ok()?;
-            path.parent().map(Path::to_path_buf)
-        })
+        .filter_map(|path| resolved(path)?.parent().map(Path::to_path_buf))
         .collect();
     folders.sort_unstable();
     folders.dedup();
