@@ -59,10 +59,7 @@ pub struct Trial<'a> {
 impl Trial<'_> {
     fn open(&self, files: &[Arc<dyn Storage>], depth: usize) -> Result<Arc<VirtualDisk>> {
         let format = self.disk.variant.format;
-        let rest = self.disk.layers[files.len()..].iter().map(|l| {
-            let shared: Arc<dyn Storage> = l.clone();
-            shared
-        });
+        let rest = shared(&self.disk.layers[files.len()..]);
         let mut layers = Vec::new();
         for (i, file) in files.iter().cloned().chain(rest).enumerate() {
             let image = open_image(file, format, i < depth)?;
@@ -75,13 +72,6 @@ impl Trial<'_> {
         self.disk.layers[..self.depth]
             .iter()
             .map(|file| Arc::new(MemoryStorage::clone(file)))
-            .collect()
-    }
-
-    fn faulty(&self, below: &[Arc<MemoryStorage>]) -> Vec<Arc<FaultStorage>> {
-        below
-            .iter()
-            .map(|file| FaultStorage::new(file.clone()))
             .collect()
     }
 
@@ -154,11 +144,7 @@ impl Trial<'_> {
 
     /// It does what it is for, and the files are whole.
     pub fn works(&self) {
-        let files: Vec<Arc<dyn Storage>> = self
-            .copies()
-            .into_iter()
-            .map(|file| -> Arc<dyn Storage> { file })
-            .collect();
+        let files = shared(&self.copies());
         self.succeeds(&files, &|| "nothing".into());
         // Once more: there is nothing left to do, and that is no error.
         self.succeeds(&files, &|| "itself".into());
@@ -171,10 +157,7 @@ impl Trial<'_> {
             .map(|file| &**file)
             .collect();
         let storages = CrashStorage::together(&durable);
-        let files: Vec<Arc<dyn Storage>> = storages
-            .iter()
-            .map(|file| -> Arc<dyn Storage> { file.clone() })
-            .collect();
+        let files = shared(&storages);
         let disk = self.open(&files, self.depth).unwrap();
         (self.start)(&disk)
             .wait()
@@ -236,16 +219,13 @@ impl Trial<'_> {
         for file in 0..self.depth {
             for k in 0.. {
                 let below = self.copies();
-                let faulty = self.faulty(&below);
-                let files: Vec<Arc<dyn Storage>> = faulty
-                    .iter()
-                    .map(|file| -> Arc<dyn Storage> { file.clone() })
-                    .collect();
+                let faults = faulty(&below);
+                let files = shared(&faults);
                 let disk = self.open(&files, self.depth).unwrap();
-                faulty[file].fail_once(calls, k, fault);
+                faults[file].fail_once(calls, k, fault);
                 let result = (self.start)(&disk).wait();
-                let met = faulty[file].injected() > 0;
-                faulty[file].heal();
+                let met = faults[file].injected() > 0;
+                faults[file].heal();
                 if let Err(e) = &result {
                     assert!(met, "{}: {e}", self.name);
                     assert_ne!(e.kind(), ErrorKind::Aborted, "{}: {e}", self.name);
@@ -257,10 +237,7 @@ impl Trial<'_> {
                 }
                 injected += 1;
                 let what = || format!("{fault:?} at call {k} of image {file}");
-                let files: Vec<Arc<dyn Storage>> = below
-                    .iter()
-                    .map(|file| -> Arc<dyn Storage> { file.clone() })
-                    .collect();
+                let files = shared(&below);
                 self.stands(&files, &what);
                 self.succeeds(&files, &what);
             }
@@ -276,16 +253,13 @@ impl Trial<'_> {
         let mut k = 0;
         loop {
             let below = self.copies();
-            let faulty = self.faulty(&below);
-            let files: Vec<Arc<dyn Storage>> = faulty
-                .iter()
-                .map(|file| -> Arc<dyn Storage> { file.clone() })
-                .collect();
+            let faults = faulty(&below);
+            let files = shared(&faults);
             let disk = self.open(&files, self.depth).unwrap();
             let observer = Arc::new(OnceLock::<Observer>::new());
             let seen = observer.clone();
             // All files but the leaf are counted too, by way of the last one in the chain.
-            faulty[self.depth - 1].at_call(k, move || {
+            faults[self.depth - 1].at_call(k, move || {
                 while seen.get().is_none() {
                     std::thread::yield_now();
                 }
@@ -296,7 +270,7 @@ impl Trial<'_> {
             let running = (self.start)(&disk);
             let _ = observer.set(running.observer.clone());
             let result = running.wait();
-            let last = faulty[self.depth - 1].has_hook();
+            let last = faults[self.depth - 1].has_hook();
             match result {
                 Ok(()) => {}
                 Err(e) => {
@@ -309,17 +283,14 @@ impl Trial<'_> {
             drop(content);
             close(disk).unwrap_or_else(|e| panic!("{}: cancelled at {k}: {e}", self.name));
             let what = || format!("cancelled at call {k}");
-            let files: Vec<Arc<dyn Storage>> = below
-                .iter()
-                .map(|file| -> Arc<dyn Storage> { file.clone() })
-                .collect();
+            let files = shared(&below);
             self.stands(&files, &what);
             self.succeeds(&files, &what);
             if last {
                 return aborted;
             }
             if total == 0 {
-                total = faulty[self.depth - 1].counts().total(&Call::ALL).max(1);
+                total = faults[self.depth - 1].counts().total(&Call::ALL).max(1);
             }
             k += (total / at_most).max(1);
         }
@@ -327,11 +298,7 @@ impl Trial<'_> {
 
     /// The rules of the progress contract that concern whoever watches, with four threads that do nothing else.
     pub fn keeps_the_contract(&self) {
-        let files: Vec<Arc<dyn Storage>> = self
-            .copies()
-            .into_iter()
-            .map(|file| -> Arc<dyn Storage> { file })
-            .collect();
+        let files = shared(&self.copies());
         let disk = self.open(&files, self.depth).unwrap();
         let begun = Instant::now();
         let running = (self.start)(&disk);
@@ -388,11 +355,8 @@ impl Trial<'_> {
     pub fn stops_when_dropped(&self) {
         for delay in [0_u64, 50, 300, 1_000, 4_000] {
             let below = self.copies();
-            let faulty = self.faulty(&below);
-            let files: Vec<Arc<dyn Storage>> = faulty
-                .iter()
-                .map(|file| -> Arc<dyn Storage> { file.clone() })
-                .collect();
+            let faults = faulty(&below);
+            let files = shared(&faults);
             let disk = self.open(&files, self.depth).unwrap();
             let running = (self.start)(&disk);
             std::thread::sleep(Duration::from_micros(delay));
@@ -400,17 +364,26 @@ impl Trial<'_> {
             let calls = |all: &[Arc<FaultStorage>]| -> u64 {
                 all.iter().map(|f| f.counts().total(&Call::ALL)).sum()
             };
-            let then = calls(&faulty);
+            let then = calls(&faults);
             std::thread::sleep(Duration::from_millis(5));
-            assert_eq!(calls(&faulty), then, "{}: still at work", self.name);
+            assert_eq!(calls(&faults), then, "{}: still at work", self.name);
             close(disk).unwrap();
-            let files: Vec<Arc<dyn Storage>> = below
-                .iter()
-                .map(|file| -> Arc<dyn Storage> { file.clone() })
-                .collect();
+            let files = shared(&below);
             self.stands(&files, &|| "dropped".into());
         }
     }
+}
+
+fn faulty(below: &[Arc<MemoryStorage>]) -> Vec<Arc<FaultStorage>> {
+    below
+        .iter()
+        .map(|file| FaultStorage::new(file.clone()))
+        .collect()
+}
+
+fn shared<S: Storage + 'static>(files: &[Arc<S>]) -> Vec<Arc<dyn Storage>> {
+    let share = |file: &Arc<S>| -> Arc<dyn Storage> { file.clone() };
+    files.iter().map(share).collect()
 }
 
 fn close(disk: Arc<VirtualDisk>) -> Result<()> {
