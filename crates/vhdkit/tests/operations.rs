@@ -229,14 +229,10 @@ fn the_target_of_a_merge_shows_what_the_source_showed() {
             for layer in &mut copy.layers {
                 *layer = Arc::new(MemoryStorage::clone(layer));
             }
-            let files: Vec<Arc<dyn Storage>> = copy
-                .layers
-                .iter()
-                .map(|layer| -> Arc<dyn Storage> { layer.clone() })
-                .collect();
             let mut layers = Vec::new();
-            for (i, file) in files.iter().enumerate() {
-                let image = vhdkit::disk::open_image(file.clone(), variant.format, true).unwrap();
+            for (i, file) in copy.layers.iter().enumerate() {
+                let file: Arc<dyn Storage> = file.clone();
+                let image = vhdkit::disk::open_image(file, variant.format, true).unwrap();
                 layers.push(vhdkit::disk::Layer::new(image, format!("{i}")).writable(true));
             }
             let open = Arc::new(VirtualDisk::from_layers(layers, true).unwrap());
@@ -246,6 +242,309 @@ fn the_target_of_a_merge_shows_what_the_source_showed() {
             let alone = copy.open(false).unwrap();
             let what = format!("{} into {target}", variant.name());
             vhdkit_testkit::model::assert_reads(&alone, &disk.content, &what);
+        }
+    }
+}
+
+/// Parent and child of different sizes: the target ends up with the child's size, and the child's content.
+#[test]
+fn merge_gives_the_target_the_size_of_the_source() {
+    let variant = Variant::small()
+        .into_iter()
+        .find(|v| v.format == Format::Vhdx && v.depth == 2 && v.sector_size == 512)
+        .unwrap();
+    for size in [variant.virtual_size + 5 * MIB, variant.virtual_size - 70 * 512] {
+        let mut disk = used(&variant, 12);
+        let open = Arc::new(disk.open(true).unwrap());
+        resizing(&open, size).wait().unwrap();
+        open.write_at(size - 1000, &[9; 1000]).unwrap();
+        drop(open);
+        disk.content = resized(&disk.content, size);
+        disk.content.write_at(size - 1000, &[9; 1000]).unwrap();
+        all(&Trial {
+            name: format!("merge a child of {size} bytes, {}", variant.name()),
+            disk: &disk,
+            depth: 2,
+            start: &|disk| merging(disk, 1, 2),
+            after: &disk.content,
+        });
+        // The target alone.
+        let layers: Vec<_> = disk
+            .layers
+            .iter()
+            .map(|layer| Arc::new(MemoryStorage::clone(layer)))
+            .collect();
+        let chain = layers
+            .iter()
+            .map(|file| {
+                let image =
+                    vhdkit::disk::open_image(file.clone(), Format::Vhdx, true).unwrap();
+                vhdkit::disk::Layer::new(image, "image").writable(true)
+            })
+            .collect();
+        let open = Arc::new(VirtualDisk::from_layers(chain, true).unwrap());
+        merging(&open, 1, 2).wait().unwrap();
+        drop(open);
+        let mut alone = disk.clone();
+        alone.layers = vec![layers[1].clone()];
+        let target = alone.open(false).unwrap();
+        assert_eq!(target.virtual_size(), size);
+        vhdkit_testkit::model::assert_reads(&target, &disk.content, "the target");
+    }
+}
+
+/// While its leaf is being merged a disk can be read, not written; afterwards both.
+#[test]
+fn a_merge_of_the_leaf_keeps_writers_out_and_readers_in() {
+    let variant = Variant::small()
+        .into_iter()
+        .find(|v| v.format == Format::Vhdx && v.depth == 2 && v.sector_size == 512)
+        .unwrap();
+    let disk = used(&variant, 13);
+    let files: Vec<_> = disk
+        .layers
+        .iter()
+        .map(|layer| {
+            vhdkit_testkit::fault::FaultStorage::new(Arc::new(MemoryStorage::clone(layer)))
+        })
+        .collect();
+    let chain = files
+        .iter()
+        .map(|file| {
+            let image = vhdkit::disk::open_image(file.clone(), Format::Vhdx, true).unwrap();
+            vhdkit::disk::Layer::new(image, "image").writable(true)
+        })
+        .collect();
+    let open = Arc::new(VirtualDisk::from_layers(chain, true).unwrap());
+    // The merge waits inside a storage call until somebody else has looked.
+    let (entered, is_inside) = std::sync::mpsc::channel();
+    let (leave, may_leave) = std::sync::mpsc::channel::<()>();
+    files[1].at_call(4, move || {
+        entered.send(()).unwrap();
+        may_leave.recv().unwrap();
+    });
+    let operation = merging(&open, 1, 2);
+    is_inside.recv().unwrap();
+    let second = resizing(&open, variant.virtual_size + MIB);
+    assert_eq!(
+        second.wait().unwrap_err().kind(),
+        vhdkit::ErrorKind::Busy,
+        "one operation at a time"
+    );
+    leave.send(()).unwrap();
+    let mut refused = 0;
+    let mut buf = [0; 4096];
+    while operation.observer.progress().status == vhdkit::Status::Pending {
+        open.read_at(8192, &mut buf).unwrap();
+        if let Err(e) = open.write_at(0, &[1; 512]) {
+            assert_eq!(e.kind(), vhdkit::ErrorKind::Busy, "{e}");
+            refused += 1;
+        }
+    }
+    operation.wait().unwrap();
+    println!("{refused} writes refused");
+    open.write_at(0, &[1; 512]).unwrap();
+}
+
+mod mixture {
+    use super::*;
+    use proptest::prelude::*;
+    use proptest::test_runner::{Config, TestRunner};
+    use vhdkit::storage::Storage;
+    use vhdkit_testkit::guest::follow_discard;
+
+    /// A guest's request, or an operation.
+    #[derive(Clone, Debug)]
+    enum Step {
+        Guest(GuestOp),
+        Compact(bool),
+        /// By so many eighths of the first size.
+        Resize(u64),
+        Merge(usize, usize),
+        Mirror,
+        Metadata(u128, usize),
+        NewId(u128),
+    }
+
+    fn steps(variant: &Variant) -> BoxedStrategy<Vec<Step>> {
+        let vhdx = variant.format == Format::Vhdx;
+        let depth = variant.depth;
+        let operation = prop_oneof![
+            any::<bool>().prop_map(Step::Compact),
+            (4_u64..14).prop_map(Step::Resize),
+            (1..=depth, 1..=depth).prop_map(|(a, b)| Step::Merge(a.min(b), a.max(b))),
+            Just(Step::Mirror),
+            (1_u128..4, 0_usize..9000).prop_map(|(id, n)| Step::Metadata(id, n)),
+            (1_u128..u128::MAX).prop_map(Step::NewId),
+        ];
+        let guest = variant
+            .shape()
+            .ops(1..6)
+            .prop_map(|ops| ops.into_iter().map(Step::Guest).collect::<Vec<_>>());
+        let one = operation.prop_map(|step| vec![step]);
+        prop::collection::vec(prop_oneof![3 => guest, 2 => one], 1..14)
+            .prop_map(move |all| {
+                all.into_iter()
+                    .flatten()
+                    .filter(|step| vhdx || !matches!(step, Step::Metadata(..)))
+                    .collect()
+            })
+            .boxed()
+    }
+
+    /// A disk whose images are all open for writing, over copies of a test disk's files.
+    fn open(disk: &TestDisk) -> Arc<VirtualDisk> {
+        let chain = disk
+            .layers
+            .iter()
+            .map(|file| {
+                let file: Arc<dyn Storage> = file.clone();
+                let image =
+                    vhdkit::disk::open_image(file, disk.variant.format, true).unwrap();
+                vhdkit::disk::Layer::new(image, "image").writable(true)
+            })
+            .collect();
+        Arc::new(VirtualDisk::from_layers(chain, true).unwrap())
+    }
+
+    fn check_clean(disk: &TestDisk, what: &str) {
+        for file in &disk.layers {
+            let file: Arc<dyn Storage> = file.clone();
+            vhdkit_testkit::history::assert_clean(&file, what);
+        }
+    }
+
+    fn run(start: &TestDisk, steps: &[Step]) -> Result<(), TestCaseError> {
+        let mut disk = start.clone();
+        for layer in &mut disk.layers {
+            *layer = Arc::new(MemoryStorage::clone(layer));
+        }
+        disk.content = start.content.clone();
+        let format = disk.variant.format;
+        let name = disk.variant.name();
+        let child_vhd = format == Format::Vhd && disk.variant.depth > 1;
+        let mut current = open(&disk);
+        let fail = |step: &Step, e: &vhdkit::Error| {
+            TestCaseError::fail(format!("{name}: {step:?}: {e}"))
+        };
+        for step in steps {
+            let size = current.virtual_size();
+            match step {
+                Step::Guest(op) => {
+                    let op = op.within(size);
+                    op.run(&current).map_err(|e| fail(step, &e))?;
+                    op.run_on_model(&disk.content);
+                    if let GuestOp::Discard { offset, length } = op {
+                        let wrong = follow_discard(&current, &disk.content, offset, length)
+                            .map_err(|e| fail(step, &e))?;
+                        prop_assert_eq!(wrong, None);
+                    }
+                    if op == GuestOp::Reopen {
+                        drop(current);
+                        check_clean(&disk, &format!("{name}: reopened"));
+                        current = open(&disk);
+                    }
+                }
+                Step::Compact(full) => {
+                    let mode = if *full { CompactMode::Full } else { CompactMode::Quick };
+                    compacting(&current, mode).wait().map_err(|e| fail(step, &e))?;
+                }
+                Step::Resize(eighths) => {
+                    let unit = u64::from(disk.variant.sector_size);
+                    let wanted = disk.variant.virtual_size / 8 * eighths / unit * unit;
+                    if child_vhd || (format == Format::Vhd && wanted < size) {
+                        continue;
+                    }
+                    resizing(&current, wanted).wait().map_err(|e| fail(step, &e))?;
+                    disk.content.set_len(wanted).unwrap();
+                }
+                Step::Merge(source, target) => {
+                    if source == target {
+                        continue;
+                    }
+                    merging(&current, *source, *target)
+                        .wait()
+                        .map_err(|e| fail(step, &e))?;
+                }
+                Step::Mirror => {
+                    let folder = tempfile::tempdir().unwrap();
+                    let options = vhdkit::verbs::mirror::MirrorOptions {
+                        target: folder.path().join("copy"),
+                        existing: false,
+                        parameters: vhdkit::image::CreateParameters {
+                            virtual_size: 0,
+                            ..disk.variant.parameters(DiskType::Dynamic, None)
+                        },
+                    };
+                    let operation =
+                        vhdkit::verbs::mirror::mirror(current.clone(), options.clone());
+                    while !vhdkit::verbs::mirror::is_mirrored(&current) {
+                        if operation.progress().status != vhdkit::Status::Pending {
+                            return Err(fail(step, &operation.wait().unwrap_err()));
+                        }
+                        std::thread::yield_now();
+                    }
+                    // The file is in use: its bytes are looked at.
+                    let bytes = MemoryStorage::new();
+                    bytes
+                        .write_at(0, &std::fs::read(&options.target).unwrap())
+                        .unwrap();
+                    let copy = VirtualDisk::from_layers(
+                        vec![vhdkit::disk::Layer::new(
+                            vhdkit::disk::open_image(Arc::new(bytes), format, false).unwrap(),
+                            "copy",
+                        )],
+                        false,
+                    )
+                    .unwrap();
+                    vhdkit_testkit::model::assert_reads(&copy, &disk.content, "the mirror");
+                    operation.cancel();
+                    prop_assert!(operation.wait().is_err());
+                }
+                Step::Metadata(id, length) => {
+                    let id = uuid::Uuid::from_u128(*id);
+                    let value = vec![*length as u8; *length];
+                    vhdkit::verbs::set::write_user_metadata(&current, id, Some(&value))
+                        .map_err(|e| fail(step, &e))?;
+                    let read = vhdkit::verbs::set::read_user_metadata(&current, id).unwrap();
+                    prop_assert!(read == value);
+                }
+                Step::NewId(id) => {
+                    vhdkit::verbs::set::set_identifier(&current, uuid::Uuid::from_u128(*id))
+                        .map_err(|e| fail(step, &e))?;
+                }
+            }
+            vhdkit_testkit::model::assert_reads(&current, &disk.content, &format!("{name}: {step:?}"));
+        }
+        drop(current);
+        check_clean(&disk, &name);
+        let again = open(&disk);
+        vhdkit_testkit::model::assert_reads(&again, &disk.content, &format!("{name}: at the end"));
+        for pair in again.layers().windows(2) {
+            let parent = pair[0].info.parent.as_ref().unwrap();
+            let id = pair[1].info.link_identifier.unwrap();
+            prop_assert!(parent.identifiers.contains(&id), "{}: linkage", name);
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn operations_and_writes_in_any_order_read_as_an_array_of_bytes() {
+        let cases = std::env::var("PROPTEST_CASES")
+            .ok()
+            .and_then(|n| n.parse().ok())
+            .unwrap_or(12);
+        for variant in sparse() {
+            let disk = used(&variant, 20);
+            let config = Config {
+                cases,
+                failure_persistence: None,
+                max_shrink_iters: 200,
+                ..Config::default()
+            };
+            TestRunner::new(config)
+                .run(&steps(&variant), |steps| run(&disk, &steps))
+                .unwrap_or_else(|e| panic!("{}: {e}", variant.name()));
         }
     }
 }

@@ -960,3 +960,43 @@ fn a_stopped_resize_of_a_fixed_disk_leaves_its_size_and_its_length() {
     image.close().unwrap();
     assert_eq!(disk.layers[0].len().unwrap(), length + 2 * MIB);
 }
+
+#[test]
+fn qemu_reads_what_was_packed_resized_and_given_metadata() {
+    if !vhdkit_testkit::peers::has_qemu() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let disk = disks().remove(0);
+    let mut image = open(disk.layers[0].clone(), true);
+    for op in [
+        Op::Pack(1),
+        Op::Item(1, Some(990_000)),
+        Op::Resize(200 << 30),
+        Op::Write(150 << 30, MIB, 3),
+        Op::Resize(9 * MIB),
+        Op::Pack(MIB),
+        Op::Identifier(4),
+    ] {
+        apply(&op, &mut *image, &NoBacking).unwrap();
+        follow(&op, &disk.content);
+    }
+    image.close().unwrap();
+    let (file, raw) = (
+        folder.path().join("disk.vhdx"),
+        folder.path().join("disk.raw"),
+    );
+    std::fs::write(&file, disk.layers[0].to_vec()).unwrap();
+    std::fs::write(&raw, disk.content.to_vec()).unwrap();
+    let qemu = |arguments: &[&str]| {
+        let output = std::process::Command::new("qemu-img")
+            .args(arguments)
+            .output()
+            .unwrap();
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(output.status.success(), "{arguments:?}: {text}");
+    };
+    let (file, raw) = (file.to_str().unwrap(), raw.to_str().unwrap());
+    qemu(&["check", "-f", "vhdx", file]);
+    qemu(&["compare", "-f", "raw", "-F", "vhdx", raw, file]);
+}

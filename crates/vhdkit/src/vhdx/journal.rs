@@ -27,21 +27,22 @@
 //! J10 The file becomes shorter only after an entry is durable that asks for no more than the new length.
 
 mod structure;
+mod writer;
 
 pub(super) use structure::PlacedPage;
+pub(super) use writer::write_pages;
 
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 use uuid::Uuid;
 
-use super::header::{Headers, corrupt};
-use super::layout::{ALIGNMENT, LOG_SECTOR};
-use super::log::{self, Change, EntryFields};
+use super::header::Headers;
+use super::log::Change;
 use super::space::{Space, Span, UsedMap};
 use crate::error::{Error, ErrorKind, Result};
-use crate::num::{MIB, round_down, to_usize};
 use crate::storage::Storage;
+use writer::{Writer, pages_per_entry};
 
 /// A changed page that the journal has been told of.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -92,24 +93,6 @@ struct State {
     repairs: Vec<(u64, Box<[u8]>)>,
     /// The replay of this open already gave the file a new FileWriteGuid.
     file_guid_is_new: bool,
-}
-
-/// Where the log is being written. Offsets are within the log.
-///
-/// What a reader needs after a crash reaches from the tail that the last durable entry records to the head: none of it
-/// is overwritten before a later entry is durable.
-struct Writer {
-    /// Where the next entry goes.
-    head: u64,
-    /// What the next entry records as tail: the oldest entry whose pages may not be durable in place, or itself.
-    tail: u64,
-    /// What the last entry recorded as tail.
-    recorded: u64,
-    /// Bytes up to the head that must not be overwritten.
-    used: u64,
-    /// Length of the last entry.
-    last: u64,
-    sequence_number: u64,
 }
 
 impl Journal {
@@ -363,116 +346,6 @@ impl Journal {
         Ok(())
     }
 
-    /// Starts the log: an empty entry, then the header that makes it count (J2).
-    fn open_log(&self, storage: &dyn Storage, state: &mut State) -> Result<()> {
-        if state.headers.log_length == 0 {
-            state.headers.log_offset = self.take_space(storage, LOG_LENGTH)?;
-            state.headers.log_length = LOG_LENGTH;
-            *lock(&self.log_span) = (state.headers.log_offset, LOG_LENGTH);
-        }
-        state.headers.log_guid = Uuid::new_v4();
-        state.writer = Some(Writer {
-            head: 0,
-            tail: 0,
-            used: 0,
-            recorded: 0,
-            last: 0,
-            sequence_number: 1,
-        });
-        self.append(storage, state, &[])?;
-        self.barrier_of_entry(storage, state)?;
-        state.headers.update(storage)
-    }
-
-    /// Writes an entry at the head, making room first if need be.
-    fn append(&self, storage: &dyn Storage, state: &mut State, changes: &[Change]) -> Result<()> {
-        let length = log::entry_length(changes.len() as u64);
-        if !has_room(state, length) {
-            self.seal(storage, state)?;
-        }
-        if !has_room(state, length) {
-            return Err(corrupt(format!(
-                "a log of {} bytes cannot hold an entry of {length}",
-                state.headers.log_length
-            )));
-        }
-        self.write_entry(storage, state, changes)
-    }
-
-    fn write_entry(
-        &self,
-        storage: &dyn Storage,
-        state: &mut State,
-        changes: &[Change],
-    ) -> Result<()> {
-        let length = log::entry_length(changes.len() as u64);
-        let log_length = state.headers.log_length;
-        let (flushed, file_length) = (
-            state.flushed_length,
-            self.with_space(|space| Ok(space.file_length()))?,
-        );
-        let State {
-            headers,
-            writer: Some(writer),
-            ..
-        } = state
-        else {
-            return Err(corrupt("the log is not open"));
-        };
-        let fields = EntryFields {
-            log_guid: headers.log_guid,
-            sequence_number: writer.sequence_number,
-            tail: writer.tail,
-            flushed_file_offset: round_down(flushed, ALIGNMENT),
-            last_file_offset: file_length,
-        };
-        let bytes = log::encode(&fields, changes)?;
-        let before_wrap = to_usize(length.min(log_length - writer.head));
-        storage.write_at(headers.log_offset + writer.head, &bytes[..before_wrap])?;
-        if before_wrap < bytes.len() {
-            storage.write_at(headers.log_offset, &bytes[before_wrap..])?;
-        }
-        writer.head = (writer.head + length) % log_length;
-        writer.used += length;
-        writer.recorded = writer.tail;
-        writer.last = length;
-        writer.sequence_number += 1;
-        Ok(())
-    }
-
-    /// The barrier that commits the entry just appended; all entries before it are in place, durably (J4).
-    fn barrier_of_entry(&self, storage: &dyn Storage, state: &mut State) -> Result<()> {
-        self.plain_barrier(storage, state)?;
-        let length = state.headers.log_length;
-        if let Some(writer) = &mut state.writer {
-            // A reader now starts at the tail that this entry records.
-            writer.used = (writer.head + length - writer.recorded) % length;
-            // It is the only one whose pages are not yet in place.
-            writer.tail = (writer.head + length - writer.last) % length;
-        }
-        Ok(())
-    }
-
-    /// A barrier while every entry's pages have been written in place: the next entry needs none before it.
-    fn barrier(&self, storage: &dyn Storage, state: &mut State) -> Result<()> {
-        self.plain_barrier(storage, state)?;
-        if let Some(writer) = &mut state.writer {
-            writer.tail = writer.head;
-        }
-        Ok(())
-    }
-
-    fn plain_barrier(&self, storage: &dyn Storage, state: &mut State) -> Result<()> {
-        let (length, punched) =
-            self.with_space(|space| Ok((space.file_length(), space.punched())))?;
-        storage.flush()?;
-        state.flushed_length = length;
-        self.with_space(|space| {
-            space.flushed(punched);
-            Ok(())
-        })
-    }
-
     /// Flushes, empties the log, cuts off spare space (J2). Nothing can be written afterwards.
     pub(super) fn close(
         &self,
@@ -544,50 +417,6 @@ fn set_identity(storage: &dyn Storage, state: &mut State, data_write_guid: Uuid)
     // when it is durable may the other slot be touched.
     storage.flush()?;
     state.headers.update(storage)
-}
-
-/// Length of a log that is made for a file without one.
-const LOG_LENGTH: u64 = MIB;
-
-/// True if an entry of `length` bytes fits behind the head. One sector stays free, since a head that has caught up with
-/// the tail would be ambiguous, and one more for the empty entry that makes room.
-fn has_room(state: &State, length: u64) -> bool {
-    state
-        .writer
-        .as_ref()
-        .is_some_and(|w| w.used + length + 2 * LOG_SECTOR <= state.headers.log_length)
-}
-
-/// The most pages that one entry of a log can carry behind an empty entry.
-fn pages_per_entry(log_length: u64) -> usize {
-    let sectors = log_length / LOG_SECTOR;
-    let pages = (0..sectors)
-        .rev()
-        .find(|&pages| log::entry_length(pages) + 3 * LOG_SECTOR <= log_length);
-    to_usize(pages.unwrap_or(1).max(1))
-}
-
-/// Writes pages in place, neighbours together.
-pub(super) fn write_pages(storage: &dyn Storage, pages: &[(u64, Box<[u8]>)]) -> Result<()> {
-    let mut rest = pages;
-    while let Some((offset, first)) = rest.first() {
-        let run = rest
-            .iter()
-            .enumerate()
-            .take_while(|(i, (at, _))| *at == offset + *i as u64 * LOG_SECTOR)
-            .count();
-        if run == 1 {
-            storage.write_at(*offset, first)?;
-        } else {
-            let bytes: Vec<u8> = rest[..run]
-                .iter()
-                .flat_map(|(_, page)| page.iter().copied())
-                .collect();
-            storage.write_at(*offset, &bytes)?;
-        }
-        rest = &rest[run..];
-    }
-    Ok(())
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

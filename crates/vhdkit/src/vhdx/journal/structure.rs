@@ -4,7 +4,8 @@ use std::sync::atomic::Ordering;
 
 use uuid::Uuid;
 
-use super::{DirtyPage, Journal, Session, State, lock, pages_per_entry, set_identity, write_pages};
+use super::writer::{LOG_LENGTH, pages_per_entry, write_pages};
+use super::{DirtyPage, Journal, Session, State, lock, set_identity};
 use crate::error::Result;
 use crate::storage::Storage;
 use crate::vhdx::header::corrupt;
@@ -38,11 +39,7 @@ impl Journal {
     /// The most pages that [`Journal::transact`] takes.
     pub(in crate::vhdx) fn transaction_limit(&self) -> usize {
         let length = lock(&self.state).headers.log_length;
-        pages_per_entry(if length == 0 {
-            super::LOG_LENGTH
-        } else {
-            length
-        })
+        pages_per_entry(if length == 0 { LOG_LENGTH } else { length })
     }
 
     /// J8: makes everything durable that was written or changed before, then these pages in one entry, then gives back
