@@ -119,9 +119,7 @@ fn zeros_of_a_child_go_on_hiding_its_parent() {
         assert_eq!(folder.content(&leaf), content);
         // Where the parent is not, nobody can tell which zeros matter.
         std::fs::rename(folder.path(&base), folder.path("elsewhere")).unwrap();
-        folder
-            .run(&format!("compact {child}"))
-            .failed(1, "parent");
+        folder.run(&format!("compact {child}")).failed(1, "parent");
         folder.ok(&format!("compact {child} --parent elsewhere"));
     }
 }

@@ -17,7 +17,11 @@ fn on_small(folder: &Folder, size: &str, script: &str) {
         let errors = std::fs::read_to_string(folder.path("errors")).unwrap();
         let sentences = errors.matches("vhdkit: ").count();
         assert!(sentences > 0);
-        assert_eq!(errors.matches("no space left").count(), sentences, "{errors}");
+        assert_eq!(
+            errors.matches("no space left").count(),
+            sentences,
+            "{errors}"
+        );
         assert_eq!(errors.matches("hint: ").count(), sentences, "{errors}");
         assert_eq!(errors.matches("m/").count(), sentences, "{errors}");
         assert_eq!(errors.lines().count(), 2 * sentences, "{errors}");
@@ -32,7 +36,7 @@ fn a_merge_out_of_space_leaves_the_chain_as_it_was() {
         folder.fill("high", 20 << 20);
         on_small(
             &folder,
-            "56m",
+            "40m",
             &format!(
                 "ok $V create m/base.{extension} 256M
                 ok $V write m/base.{extension} --offset 0 < low

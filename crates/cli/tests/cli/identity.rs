@@ -59,26 +59,44 @@ fn a_wrong_parent_is_refused_and_nothing_changes() {
         let flat = folder.content(&leaf);
         folder.ok(&format!("create {other} 64M"));
         folder.ok("create raw.img 64M");
-        folder.ok(&format!("create alien.vhd{} 64M", &"x"[..usize::from(extension == "vhd")]));
+        folder.ok(&format!(
+            "create alien.vhd{} 64M",
+            &"x"[..usize::from(extension == "vhd")]
+        ));
         let alien = format!("alien.vhd{}", &"x"[..usize::from(extension == "vhd")]);
         let files = folder.files();
         for (words, what) in [
             (format!("set-parent {child} {other}"), "is not the parent"),
             (format!("set-parent {child} {leaf}"), "leads back"),
-            (format!("set-parent {child} {leaf} --ignore-id"), "leads back"),
+            (
+                format!("set-parent {child} {leaf} --ignore-id"),
+                "leads back",
+            ),
             (format!("set-parent {child} {child}"), "leads back"),
             (format!("set-parent {base} {other}"), "has no parent"),
             (format!("set-parent raw.img {other}"), "has no parent"),
             (format!("set-parent {child} none"), "does not exist"),
-            (format!("set-parent {child} raw.img --ignore-id"), "cannot be a child"),
-            (format!("set-parent {child} {alien} --ignore-id"), "cannot be a child"),
+            (
+                format!("set-parent {child} raw.img --ignore-id"),
+                "cannot be a child",
+            ),
+            (
+                format!("set-parent {child} {alien} --ignore-id"),
+                "cannot be a child",
+            ),
             (format!("set-parent {leaf} {base} --depth 4"), "depth 4"),
             (format!("set-parent {leaf} {base} --depth 0"), "depth 0"),
-            (format!("set-parent {leaf} {other} --depth 2"), "is not the parent"),
+            (
+                format!("set-parent {leaf} {other} --depth 2"),
+                "is not the parent",
+            ),
         ] {
             let ran = folder.run(&words);
             ran.failed(1, what);
-            assert!(ran.err.contains(words.split(' ').nth(1).unwrap()), "{ran:?}");
+            assert!(
+                ran.err.contains(words.split(' ').nth(1).unwrap()),
+                "{ran:?}"
+            );
             folder.run(&format!("{words} --dry-run")).failed(1, what);
             assert_eq!(folder.files(), files, "{words}");
         }
@@ -104,7 +122,11 @@ fn a_wrong_parent_is_refused_and_nothing_changes() {
 fn identifiers_are_set() {
     for name in ["a.vhd", "f.vhd", "a.vhdx", "f.vhdx"] {
         let folder = Folder::new();
-        let kind = if name.starts_with('f') { "--type fixed" } else { "" };
+        let kind = if name.starts_with('f') {
+            "--type fixed"
+        } else {
+            ""
+        };
         folder.ok(&format!("create {name} 8M {kind}"));
         let old = folder.json(&format!("info {name} --json"));
         let content = folder.content(name);
@@ -112,7 +134,10 @@ fn identifiers_are_set() {
         assert_eq!(done["path"], name);
         assert_eq!(done["identifier"], ID);
         assert_eq!(done["physical_sector_size"], old["physical_sector_size"]);
-        assert_eq!(folder.json(&format!("info {name} --json"))["identifier"], ID);
+        assert_eq!(
+            folder.json(&format!("info {name} --json"))["identifier"],
+            ID
+        );
         let said = folder.ok(&format!("set {name} --new-id"));
         assert!(said.starts_with(&format!("{name}: identifier ")), "{said}");
         let new = folder.json(&format!("info {name} --json"));
@@ -156,8 +181,13 @@ fn physical_sectors_are_set() {
         assert_eq!(info["physical_sector_size"], size);
         assert_eq!(info["logical_sector_size"], 512);
     }
-    let done = folder.json(&format!("set a.vhdx --id {ID} --physical-sector-size 512 --json"));
-    assert_eq!((&done["identifier"], &done["physical_sector_size"]), (&json!(ID), &json!(512)));
+    let done = folder.json(&format!(
+        "set a.vhdx --id {ID} --physical-sector-size 512 --json"
+    ));
+    assert_eq!(
+        (&done["identifier"], &done["physical_sector_size"]),
+        (&json!(ID), &json!(512))
+    );
     folder.sound("a.vhdx");
     folder.ok("create k.vhdx 8M --sector-size 4096");
     folder.ok("create a.vhd 8M");
@@ -189,7 +219,10 @@ fn metadata_goes_round() {
     std::fs::write(folder.path("empty"), "").unwrap();
     for disk in ["leaf.vhdx", "base.vhdx"] {
         assert_eq!(folder.ok(&format!("metadata list {disk}")), "");
-        assert_eq!(folder.json(&format!("metadata list {disk} --json")), json!([]));
+        assert_eq!(
+            folder.json(&format!("metadata list {disk} --json")),
+            json!([])
+        );
         let set = |id: &str, input: &str| {
             let ran = folder.run_with_input(&format!("metadata set {disk} {id}"), input);
             assert_eq!((ran.code, ran.out.as_str()), (Some(0), ""), "{ran:?}");
@@ -210,7 +243,10 @@ fn metadata_goes_round() {
         let said = folder.ok(&format!("metadata list {disk}"));
         assert!(said.contains(&format!("{ID}  10 bytes\n")), "{said}");
         assert_eq!(get(ID).stdout, b"backup 42\n");
-        assert_eq!(get(other).stdout, std::fs::read(folder.path("large")).unwrap());
+        assert_eq!(
+            get(other).stdout,
+            std::fs::read(folder.path("large")).unwrap()
+        );
         set(ID, "large");
         assert_eq!(get(ID).stdout.len(), 1 << 20);
         set(ID, "empty");
@@ -242,15 +278,15 @@ fn metadata_has_limits() {
     ran.failed(1, "an item holds at most 1 MiB");
     assert!(ran.err.contains("a.vhdx"), "{ran:?}");
     for disk in ["a.vhd", "a.img"] {
-        folder
-            .run(&format!("metadata list {disk}"))
-            .failed(1, disk);
+        folder.run(&format!("metadata list {disk}")).failed(1, disk);
         folder
             .run_with_input(&format!("metadata set {disk} {ID}"), "small")
             .failed(1, disk);
     }
-    folder
-        .run_with_input("metadata set a.vhdx 00000000-0000-0000-0000-000000000000", "small");
+    folder.run_with_input(
+        "metadata set a.vhdx 00000000-0000-0000-0000-000000000000",
+        "small",
+    );
     // What the format itself keeps there is not the user's.
     folder
         .run("metadata get a.vhdx 2fa54224-cd1b-4876-b211-5dbed83bf4b8")

@@ -19,7 +19,7 @@ fn a_raw_disk_becomes_a_vhd_and_back_without_a_copy() {
     assert_eq!(folder.names(), ["a.vhd"]);
     folder.sound("a.vhd");
     if require(has_qemu(), "needs qemu-img") {
-        let ran = folder.shell("qemu-img info --output json a.vhd");
+        let ran = folder.shell("qemu-img info -f vpc --output json a.vhd");
         let info: serde_json::Value = serde_json::from_str(&ran.out).unwrap();
         assert_eq!(info["format"], "vpc", "{ran:?}");
         // By its geometry or its exact size, never less.
@@ -84,8 +84,14 @@ fn azure_gets_whole_mebibytes() {
     // The extension may be left to the profile.
     for (words, what) in [
         ("convert a.img b.vhdx --profile azure", "azure demands"),
-        ("convert a.img b.vhd --profile azure --type dynamic", "azure demands"),
-        ("convert a.img b.vhd --profile azure --block-size 2M", "azure demands"),
+        (
+            "convert a.img b.vhd --profile azure --type dynamic",
+            "azure demands",
+        ),
+        (
+            "convert a.img b.vhd --profile azure --block-size 2M",
+            "azure demands",
+        ),
         ("create b.vhdx 1G --profile azure", "azure demands"),
         ("create b.vhd 1G --profile wsl", "wsl demands"),
     ] {
@@ -112,7 +118,9 @@ fn profiles_of_vhdx_choose_blocks() {
         assert_eq!(info["block_size"], block);
         assert_eq!(info["logical_sector_size"], 512);
         assert_eq!(info["physical_sector_size"], 4096);
-        folder.ok(&format!("convert hyperv.vhdx to-{profile}.vhdx --profile {profile}"));
+        folder.ok(&format!(
+            "convert hyperv.vhdx to-{profile}.vhdx --profile {profile}"
+        ));
         let info = folder.json(&format!("info to-{profile}.vhdx --json"));
         assert_eq!(info["block_size"], block);
     }

@@ -33,7 +33,10 @@ fn a_chain_becomes_its_base() {
         let said = folder.ok(&format!("{all} --dry-run"));
         assert_eq!(folder.files(), files, "{extension}");
         assert!(said.starts_with(&format!("would merge {leaf}, ")), "{said}");
-        assert!(said.contains(&format!("would be deleted: {leaf}\n")), "{said}");
+        assert!(
+            said.contains(&format!("would be deleted: {leaf}\n")),
+            "{said}"
+        );
 
         let ran = folder.run(&format!("{all} --json"));
         assert_eq!((ran.code, ran.err.as_str()), (Some(0), ""), "{ran:?}");
@@ -66,7 +69,12 @@ fn a_chain_becomes_its_base() {
                 let names = plan[field].as_array().unwrap();
                 assert_eq!(names.len(), 2, "{plan}");
                 for name in [&leaf, &child] {
-                    assert!(names.iter().any(|n| n.as_str().unwrap().ends_with(name.as_str())), "{plan}");
+                    assert!(
+                        names
+                            .iter()
+                            .any(|n| n.as_str().unwrap().ends_with(name.as_str())),
+                        "{plan}"
+                    );
                 }
             }
             assert_eq!(plan["relinked"], json!([text(&extra)]), "{plan}");
@@ -93,7 +101,10 @@ fn one_is_merged_and_kept_until_it_is_deleted() {
         let flat = folder.content(&leaf);
         let said = folder.ok(&format!("merge {leaf}"));
         assert!(said.starts_with(&format!("merged {leaf} into ")), "{said}");
-        assert!(said.ends_with(&format!("no longer needed: {leaf}\n")), "{said}");
+        assert!(
+            said.ends_with(&format!("no longer needed: {leaf}\n")),
+            "{said}"
+        );
         assert_eq!(folder.names().len(), 3);
         assert_eq!(folder.content(&leaf), flat);
         assert_eq!(folder.content(&format!("child.{extension}")), flat);
@@ -161,7 +172,10 @@ fn a_larger_child_makes_its_parent_larger() {
     let flat = folder.content("leaf.vhdx");
     folder.ok("merge leaf.vhdx --all --delete-merged");
     assert_eq!(folder.content("base.vhdx"), flat);
-    assert_eq!(folder.json("info base.vhdx --json")["virtual_size"], 96 << 20);
+    assert_eq!(
+        folder.json("info base.vhdx --json")["virtual_size"],
+        96 << 20
+    );
     folder.sound("base.vhdx");
     // And a smaller one smaller.
     folder.ok("create child.vhdx --parent base.vhdx");
@@ -237,7 +251,10 @@ fn an_interrupted_merge_leaves_the_chain_as_it_was() {
             err.read_to_string(&mut rest).unwrap();
             let ran = Ran::of(&child.wait_with_output().unwrap());
             if ran.code == Some(130) {
-                assert!(rest.contains("vhdkit: cancelled; the chain reads"), "{rest}");
+                assert!(
+                    rest.contains("vhdkit: cancelled; the chain reads"),
+                    "{rest}"
+                );
                 assert_eq!(folder.content(&leaf), flat);
                 folder.sound(&leaf);
                 folder.ok(&format!("merge {leaf} --delete-merged"));

@@ -71,7 +71,9 @@ fn a_disk_grows_with_zeros() {
         let to = format!("{} bytes)\n", (40_u64 << 20) + (1 << 30));
         assert!(said.ends_with(&to), "{said}");
         folder.sound(name);
-        let after = folder.command(&format!("read {name} --length 64M")).output();
+        let after = folder
+            .command(&format!("read {name} --length 64M"))
+            .output();
         let after = after.unwrap().stdout;
         assert_eq!(after.len(), 64 << 20);
         assert!(after.starts_with(&before), "{name}");
@@ -97,7 +99,10 @@ fn a_vhdx_shrinks_and_grows_back_with_zeros() {
         folder.ok(&format!("resize {name} 8396800"));
         folder.sound(name);
         let small = bytes(&folder, name);
-        assert_eq!(small, std::fs::read(folder.path("data")).unwrap()[..8_396_800]);
+        assert_eq!(
+            small,
+            std::fs::read(folder.path("data")).unwrap()[..8_396_800]
+        );
         folder.ok(&format!("resize {name} 32M"));
         folder.sound(name);
         let large = bytes(&folder, name);
@@ -142,9 +147,7 @@ fn sizes_and_disks_that_do_not_fit_are_refused_and_untouched() {
     folder.ok("resize c.vhdx 24M");
     folder.sound("c.vhdx");
     folder.ok("resize a.vhdx 24M");
-    folder
-        .run("read d.vhdx --length 1")
-        .failed(1, "identifier");
+    folder.run("read d.vhdx --length 1").failed(1, "identifier");
 }
 
 #[test]
@@ -168,7 +171,10 @@ fn partitions_are_kept_and_the_table_moves_along() {
         let said = verdict(&folder, disk);
         assert!(said.contains("No problems found"), "{disk}: {said}");
         assert!(said.contains("204800 sectors"), "{disk}: {said}");
-        assert_eq!((part(disk, "2M"), part(disk, "20M")), (first.clone(), second.clone()));
+        assert_eq!(
+            (part(disk, "2M"), part(disk, "20M")),
+            (first.clone(), second.clone())
+        );
         folder.sound(disk);
     }
     for disk in ["a.vhdx", "k.vhdx", "disk.img"] {
@@ -192,7 +198,10 @@ fn partitions_are_kept_and_the_table_moves_along() {
         assert_eq!(done["gpt_moved"], true);
         let said = verdict(&folder, disk);
         assert!(said.contains("No problems found"), "{disk}: {said}");
-        assert_eq!((part(disk, "2M"), part(disk, "20M")), (first.clone(), second.clone()));
+        assert_eq!(
+            (part(disk, "2M"), part(disk, "20M")),
+            (first.clone(), second.clone())
+        );
         folder.sound(disk);
         folder
             .run(&format!("resize {disk} --to-smallest"))

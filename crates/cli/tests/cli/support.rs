@@ -91,7 +91,10 @@ impl Folder {
                 return Some(ran);
             }
         }
-        require(false, "needs root or user namespaces to mount a file system");
+        require(
+            false,
+            "needs root or user namespaces to mount a file system",
+        );
         None
     }
 
