@@ -380,6 +380,10 @@ fn unable(format: Format, what: &str) -> Error {
         ErrorKind::InvalidType,
         format!("a {} disk cannot {what}", format.name()),
     )
+    .with_hint(match format {
+        Format::Vhd => "convert it to VHDX first",
+        _ => "convert it to VHD or VHDX first",
+    })
 }
 
 /// Told of units done and units in all; an error asks to stop and is handed on.
@@ -413,6 +417,8 @@ pub struct AllocatedBlock {
     pub range: Range<u64>,
     /// Bytes of the file that would become free.
     pub space: u64,
+    /// Of these: what belongs to the block and is not its content, such as its bitmap.
+    pub structures: u64,
     /// False if it holds on to space without content: it reads as zeros.
     pub has_content: bool,
 }

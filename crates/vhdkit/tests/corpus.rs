@@ -13,9 +13,14 @@ use vhdkit::disk::{OpenOptions, Parents};
 use vhdkit::image::{DiskType, Format, IdentifierSource, Severity};
 use vhdkit::storage::{Access, FileStorage, Storage};
 use vhdkit::verbs::check::check_file;
+use vhdkit::verbs::compact::{CompactOptions, compact};
+use vhdkit::verbs::compare::compare;
 use vhdkit::verbs::convert::{ConvertOptions, convert};
+use vhdkit::verbs::merge::{MergeOptions, merge};
+use vhdkit::verbs::resize::{NewSize, ResizeOptions, resize};
 use vhdkit::{Error, ErrorKind, VirtualDisk};
 use vhdkit_testkit::corpus::{Corpus, CorpusImage, Expect, sha256_of_file};
+use vhdkit_testkit::peers;
 use vhdkit_testkit::hash::{content_of_disk, content_of_storage, full_sha256};
 use vhdkit_testkit::require::skip_optional;
 
@@ -321,4 +326,137 @@ fn writing_to_a_real_image_moves_nothing_else() {
             );
         }
     }
+}
+
+/// Compacting, growing and shrinking back leaves what a real image reads, and what others read of it; a merge makes
+/// its parent read like it.
+#[test]
+fn real_images_go_through_every_operation_and_read_the_same() {
+    let corpus = Corpus::open();
+    for image in readable(&corpus).filter(|i| i.format != "iso") {
+        let Some(expected) = &image.content_nz_sha256 else {
+            continue;
+        };
+        let (_folder, path) = corpus.copy(image);
+        let name = &image.name;
+        let same = |when: &str| {
+            let hash = content_of_disk(&open(&path)).unwrap().nz_sha256;
+            assert_eq!(&hash, expected, "{name} {when}");
+            let worst = check_file(&path).unwrap().iter().map(|f| f.severity).max();
+            assert!(worst <= Some(Severity::Info), "{name} {when}: {worst:?}");
+        };
+        let with = |work: &dyn Fn(&Arc<VirtualDisk>) -> vhdkit::Result<()>| {
+            let disk = Arc::new(
+                OpenOptions::new()
+                    .writable(true)
+                    .open(&path)
+                    .unwrap_or_else(|e| panic!("{e}")),
+            );
+            let result = work(&disk);
+            Arc::into_inner(disk)
+                .unwrap()
+                .close()
+                .unwrap_or_else(|e| panic!("{name}: {e}"));
+            result
+        };
+        let info = open(&path).info();
+        let id = info.link_identifier;
+        let compacted = with(&|disk| {
+            let before = disk.info().file_size;
+            let report = compact(disk.clone(), CompactOptions::default()).wait()?;
+            assert!(report.size_after <= before, "{name}: compaction grew it");
+            Ok(())
+        });
+        match compacted {
+            Ok(()) => {
+                same("compacted");
+                assert_eq!(open(&path).info().link_identifier, id, "{name}: identity");
+                in_the_eyes_of_others(&path, image, expected);
+            }
+            Err(e) => assert_eq!(e.kind(), ErrorKind::InvalidType, "{name}: {e}"),
+        }
+        let resizing = |size: u64| {
+            with(&|disk| {
+                let options = ResizeOptions {
+                    size: NewSize::Bytes(size),
+                    allow_unsafe: true,
+                    fix_gpt: false,
+                    expand_only: false,
+                    dry_run: false,
+                };
+                resize(disk.clone(), options).wait().map(drop)
+            })
+        };
+        let size = info.virtual_size;
+        match resizing(size + (9 << 20)) {
+            Ok(()) => {
+                assert_eq!(open(&path).virtual_size(), size + (9 << 20));
+                match resizing(size) {
+                    Ok(()) => {
+                        same("grown and shrunk");
+                        in_the_eyes_of_others(&path, image, expected);
+                    }
+                    Err(e) => {
+                        assert_eq!(e.kind(), ErrorKind::InvalidType, "{name}: {e}");
+                        // A VHD stays larger: what it has more is zeros.
+                        let (_folder, original) = corpus.copy(image);
+                        let same = compare(open(&original), open(&path)).wait().unwrap();
+                        assert_eq!(same.first_difference, None, "{name}");
+                    }
+                }
+            }
+            Err(e) => assert!(
+                matches!(e.kind(), ErrorKind::InvalidType | ErrorKind::InvalidSize),
+                "{name}: {e}"
+            ),
+        }
+        if info.disk_type == DiskType::Differencing {
+            let disk = Arc::new(OpenOptions::new().write_depth(2).open(&path).unwrap());
+            let parent = disk.layers()[1].path.clone();
+            let options = MergeOptions {
+                source_depth: 1,
+                target_depth: 2,
+                delete_merged: true,
+                open: OpenOptions::new(),
+                dry_run: false,
+            };
+            let report = merge(disk, options)
+                .wait()
+                .unwrap_or_else(|e| panic!("{name}: {e}"));
+            assert_eq!(report.deleted, [path.clone()], "{name}");
+            let merged = open(&parent);
+            let hash = content_of_disk(&merged).unwrap().nz_sha256;
+            assert_eq!(&hash, expected, "{name}: merged into its parent");
+        }
+    }
+}
+
+/// QEMU reads it too, where it can be trusted: no chains, no 4096-byte sectors.
+fn in_the_eyes_of_others(path: &Path, image: &CorpusImage, expected: &str) {
+    let plain = image.variant != "differencing" && image.logical_sector == Some(512);
+    if !plain || !peers::has("qemu-img") {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let raw = folder.path().join("raw");
+    let format = if image.format == "vhd" { "vpc" } else { &image.format };
+    let options = if format == "vpc" { ",force_size_calc=current_size" } else { "" };
+    let source = format!(
+        "driver={format},file.filename={}{options}",
+        path.display()
+    );
+    let done = std::process::Command::new("qemu-img")
+        .args(["convert", "--image-opts", "-O", "raw", &source])
+        .arg(&raw)
+        .output()
+        .unwrap();
+    assert!(
+        done.status.success(),
+        "{}: {}",
+        image.name,
+        String::from_utf8_lossy(&done.stderr)
+    );
+    let file = FileStorage::open(&raw, Access::ReadOnly).unwrap();
+    let hash = content_of_storage(&file).unwrap().nz_sha256;
+    assert_eq!(&hash, expected, "{} read by QEMU", image.name);
 }

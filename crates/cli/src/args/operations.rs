@@ -304,7 +304,11 @@ Examples:
 /// Its content stays as it is. The identifier of a VHD is what its children have
 /// recorded: they lose their parent when it changes.
 #[derive(Args, Debug)]
-#[command(after_help = SET_EXAMPLES, arg_required_else_help = true)]
+#[command(
+    after_help = SET_EXAMPLES,
+    arg_required_else_help = true,
+    override_usage = "vhdkit set [OPTIONS] <PATH>"
+)]
 #[group(id = "change", required = true, multiple = true, args = ["id", "new_id", "physical_sector_size"])]
 pub(crate) struct SetArgs {
     /// The disk

@@ -60,7 +60,13 @@ pub(crate) fn run(args: &MergeArgs, session: &mut Session) -> Result<u8, Failure
         )
     })?;
     super::close(disk)?;
-    let done = Done::new(text(&args.path), args.dry_run, &report);
+    let mut done = Done::new(text(&args.path), args.dry_run, &report);
+    if !args.dry_run
+        && let Ok(file) = std::fs::metadata(&done.target)
+    {
+        // Closed, it has given back what it had reserved.
+        done.size_after = file.len();
+    }
     if args.output.json {
         session.out.json(&done)?;
     } else {

@@ -24,12 +24,12 @@ struct Done {
 
 pub(crate) fn run(args: &MirrorArgs, session: &mut Session) -> Result<u8, Failure> {
     let open = args.parents.open_options()?.writable(true);
-    let disk = Arc::new(open.open(&args.source)?);
     let format = if args.existing {
         Format::Raw
     } else {
         formats::of_new_file(&args.target, args.format)?
     };
+    let disk = Arc::new(open.open(&args.source)?);
     let options = MirrorOptions {
         target: args.target.clone(),
         existing: args.existing,
@@ -80,11 +80,12 @@ pub(crate) fn run(args: &MirrorArgs, session: &mut Session) -> Result<u8, Failur
     }
     let report = result.map_err(|e| {
         let kept = if args.existing {
-            "the copy is not complete"
+            "keeps what was copied so far"
         } else {
-            "the copy was deleted"
+            "was deleted"
         };
-        stopped(e, &format!("{} is as it was, {kept}", text(&args.source)))
+        let (source, target) = (text(&args.source), text(&args.target));
+        stopped(e, &format!("{source} is as it was, {target} {kept}"))
     })?;
     super::close(disk)?;
     let done = Done {

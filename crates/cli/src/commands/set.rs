@@ -152,7 +152,9 @@ pub(crate) fn metadata(args: &MetadataArgs, session: &mut Session) -> Result<u8,
             if value.len() as u64 > MAX_ITEM {
                 return Err(Failure::Disk(
                     Error::new(ErrorKind::MetadataFull, "an item holds at most 1 MiB")
-                        .with_path(path),
+                        .with_path(path)
+                        .while_doing("cannot change the metadata of")
+                        .with_hint("keep what is larger in a file of its own"),
                 ));
             }
             set::write_user_metadata(&disk, *item, Some(&value))?;

@@ -3,7 +3,7 @@
 use crate::support::Folder;
 
 /// A base, its child and its grandchild, each with one word of its own.
-fn chain(extension: &str) -> Folder {
+pub(crate) fn chain(extension: &str) -> Folder {
     let folder = Folder::new();
     let names = ["base", "child", "leaf"].map(|n| format!("{n}.{extension}"));
     folder.ok(&format!("create {} 64M", names[0]));

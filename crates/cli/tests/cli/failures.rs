@@ -15,6 +15,21 @@ fn a_missing_file_is_told_in_two_lines() {
         "read none.vhdx",
         "write none.vhdx --offset 0",
         "create b.vhdx --parent none.vhdx",
+        "compact none.vhdx",
+        "expand none.vhdx 1G",
+        "expand none.vhdx +1G",
+        "resize none.vhdx --to-smallest",
+        "merge none.vhdx",
+        "mirror none.vhdx b.vhdx",
+        "mirror none.vhdx none.vhd --existing",
+        "set-parent none.vhdx b.vhdx",
+        "set none.vhdx --new-id",
+        "metadata list none.vhdx",
+        "metadata get none.vhdx 6ba7b810-9dad-41d1-80b4-00c04fd430c8",
+        "metadata set none.vhdx 6ba7b810-9dad-41d1-80b4-00c04fd430c8",
+        "metadata delete none.vhdx 6ba7b810-9dad-41d1-80b4-00c04fd430c8",
+        "convert none.img --in-place --format vhd",
+        "convert none.img b.vhd --profile azure",
     ] {
         let ran = folder.run(words);
         ran.failed(1, "none.");
@@ -65,6 +80,45 @@ fn a_read_only_folder_takes_nothing() {
         assert_eq!(ran.out, "1\n1\n1\n0\na.img\n", "{ran:?}");
         assert!(ran.err.matches("read-only").count() >= 3, "{ran:?}");
         assert_eq!(ran.err.matches("hint: ").count(), 3, "{ran:?}");
+    }
+}
+
+#[test]
+fn a_disk_on_a_read_only_file_system_is_not_changed() {
+    let folder = Folder::new();
+    let id = "6ba7b810-9dad-41d1-80b4-00c04fd430c8";
+    for extension in ["vhd", "vhdx"] {
+        let script = format!(
+            "set -e; mkdir -p m; mount -t tmpfs none m; $V create m/a.{extension} 8M
+            $V create m/b.{extension} --parent m/a.{extension}
+            $V create m/c.img 8M; mount -o remount,ro m; set +e; exec > out 2> err
+            $V compact m/a.{extension}; echo $?
+            $V expand m/a.{extension} 16M; echo $?
+            $V resize m/a.{extension} 16M; echo $?
+            $V merge m/b.{extension}; echo $?
+            $V mirror m/a.{extension} z.img; echo $?
+            $V mirror m/a.{extension} m/z.img; echo $?
+            $V set-parent m/b.{extension} m/a.{extension}; echo $?
+            $V set m/a.{extension} --new-id; echo $?
+            $V metadata set m/a.{extension} {id}; echo $?
+            $V metadata delete m/a.{extension} {id}; echo $?
+            $V convert m/c.img --in-place --format vhd; echo $?
+            ls -A m z.img >> ls 2> /dev/null
+            $V compact m/a.{extension} --dry-run > /dev/null; echo $?
+            $V expand m/a.{extension} 16M --dry-run > /dev/null; echo $?
+            $V merge m/b.{extension} --dry-run > /dev/null; echo $?
+            $V set-parent m/b.{extension} m/a.{extension} --dry-run > /dev/null; echo $?"
+        );
+        let Some(ran) = folder.shell_with_mounts(&script) else {
+            return;
+        };
+        let read = |name: &str| std::fs::read_to_string(folder.path(name)).unwrap();
+        let (out, err) = (read("out"), read("err"));
+        let expected = format!("{}{}", "1\n".repeat(11), "0\n".repeat(4));
+        assert_eq!(out, expected, "{ran:?}\n{err}");
+        assert_eq!(err.matches("file system is read-only").count(), 11, "{err}");
+        assert_eq!(err.matches("hint: ").count(), 11, "{err}");
+        assert!(!folder.path("z.img").exists());
     }
 }
 

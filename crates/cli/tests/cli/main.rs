@@ -8,11 +8,19 @@
 
 mod arguments;
 mod chain;
+mod compact;
 mod convert;
 mod disks;
 mod failures;
+mod full;
 mod generated;
+mod identity;
+mod in_place;
 mod interrupt;
 mod json;
+mod killed;
+mod merge;
+mod mirror;
 mod published;
+mod resize;
 mod support;

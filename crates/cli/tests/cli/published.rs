@@ -10,30 +10,30 @@ use serde_json::{Value, json};
 use crate::support::{Folder, Ran};
 
 /// A folder whose commands have a runtime folder of their own.
-struct Place {
-    folder: Folder,
+pub(crate) struct Place {
+    pub(crate) folder: Folder,
     runtime: tempfile::TempDir,
 }
 
 impl Place {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self {
             folder: Folder::new(),
             runtime: tempfile::tempdir().unwrap(),
         }
     }
 
-    fn command(&self, words: &str) -> Command {
+    pub(crate) fn command(&self, words: &str) -> Command {
         let mut command = self.folder.command(words);
         command.env("XDG_RUNTIME_DIR", self.runtime.path());
         command
     }
 
-    fn run(&self, words: &str) -> Ran {
+    pub(crate) fn run(&self, words: &str) -> Ran {
         Ran::of(&self.command(words).output().unwrap())
     }
 
-    fn json(&self, words: &str) -> Value {
+    pub(crate) fn json(&self, words: &str) -> Value {
         let ran = self.run(words);
         assert_eq!(ran.code, Some(0), "{words}: {ran:?}");
         serde_json::from_str(&ran.out).unwrap()
@@ -56,7 +56,7 @@ impl Place {
     }
 
     /// Asks for the operations on a disk until the answer is right.
-    fn until(&self, disk: &str, right: impl Fn(&Value) -> bool) {
+    pub(crate) fn until(&self, disk: &str, right: impl Fn(&Value) -> bool) {
         let started = Instant::now();
         loop {
             let all = self.json(&format!("progress {disk} --json"));
@@ -67,7 +67,7 @@ impl Place {
         }
     }
 
-    fn entries(&self) -> usize {
+    pub(crate) fn entries(&self) -> usize {
         let folder = self.runtime.path().join("vhdkit");
         folder.read_dir().map_or(0, Iterator::count)
     }

@@ -12,7 +12,7 @@ use crate::image::{Format, ImageInfo};
 use crate::storage::{Access, FileStorage, Storage};
 
 /// Longest chain that is followed; each image of it is an open file.
-const MAX_DEPTH: usize = 1024;
+pub(crate) const MAX_DEPTH: usize = 1024;
 
 /// Where the parents of a differencing disk come from.
 #[derive(Clone, Debug, Default)]
@@ -86,6 +86,11 @@ impl OpenOptions {
     pub fn parent_map(mut self, map: ParentMap) -> Self {
         self.parent_map = map;
         self
+    }
+
+    /// The folders of the system that made the disks.
+    pub(crate) fn mapped(&self) -> &ParentMap {
+        &self.parent_map
     }
 
     /// The path that a file here has on the system that made the disks.

@@ -8,6 +8,7 @@ mod gate;
 mod locate;
 mod mirror;
 
+pub(crate) use chain::MAX_DEPTH;
 pub use chain::{OpenOptions, Parents};
 pub use detect::{detect_format, open_image};
 pub use locate::{ParentMap, find_parent, relative_windows_path};

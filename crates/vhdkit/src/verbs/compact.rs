@@ -116,6 +116,8 @@ fn run(disk: &VirtualDisk, options: &CompactOptions, monitor: &Monitor) -> Resul
         monitor,
         buffer: AlignedBuffer::new(READ),
         done: 0,
+        blocks: 0,
+        structures: 0,
         report: CompactReport::default(),
     };
     let usage = disk.with_chain(|chain| chain.leaf().image().usage())?;
@@ -123,9 +125,11 @@ fn run(disk: &VirtualDisk, options: &CompactOptions, monitor: &Monitor) -> Resul
     monitor.set(0, usage.payload / LOOK_COST + 1);
     compaction.release_blocks()?;
     if options.dry_run {
+        let block = usage.payload / usage.allocated_blocks.max(1);
+        let (blocks, structures) = (compaction.blocks, compaction.structures);
         let report = &mut compaction.report;
-        report.payload = usage.payload - report.released.min(usage.payload);
-        report.structures = usage.structures;
+        report.payload = usage.payload - (blocks * block).min(usage.payload);
+        report.structures = usage.structures - structures.min(usage.structures);
         report.size_after = usage.packed_size - report.released.min(usage.packed_size);
         report.gaps = report
             .size_after
@@ -150,6 +154,9 @@ struct Compaction<'a> {
     buffer: AlignedBuffer,
     /// Units done.
     done: u64,
+    /// Blocks that were given back, and the bytes of their bitmaps.
+    blocks: u64,
+    structures: u64,
     report: CompactReport,
 }
 
@@ -179,6 +186,8 @@ impl Compaction<'_> {
             };
             if released {
                 self.report.released += found.space;
+                self.structures += found.structures;
+                self.blocks += 1;
             }
             self.done += found.space / LOOK_COST;
             self.monitor.advance(found.space / LOOK_COST);

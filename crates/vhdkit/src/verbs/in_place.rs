@@ -58,7 +58,8 @@ fn run(options: &InPlaceOptions, monitor: &Monitor) -> Result<()> {
             return Err(Error::new(
                 ErrorKind::InvalidType,
                 format!("it is a {} file already", found.name()),
-            ));
+            )
+            .with_hint("nothing has to be done"));
         }
         (found, wanted) => {
             return Err(Error::new(

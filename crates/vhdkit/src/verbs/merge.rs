@@ -5,7 +5,8 @@
 //! 2  the target gets that identity
 //! 3  the target is made longer if need be; every range that a merged image decides is written to it; flush
 //! 4  the image before the target forgets the old identity
-//! 5  if asked for: disks whose parent was the first merged image get the target as parent; merged files are deleted
+//! 5  if asked for: disks whose parent was the first merged image get the target as parent, at last that image itself;
+//!    merged files are deleted, the first one last
 //! ```
 //!
 //! The merged images keep all they hold until 5, so the chain reads the same at every moment: cancelled, killed or out
@@ -395,12 +396,21 @@ impl Merge<'_> {
             disk.close()?;
             report.relinked.push(child.clone());
         }
+        if self.target - self.first > 1 {
+            // The first one goes last, and needs none of the others: stopped between two of them, it reads as before
+            // and the merge can be run again, and no image is left that reads a mixture.
+            self.disk.change_chain(|chain| -> Result<()> {
+                let path = chain.layers()[self.first].path().to_path_buf();
+                let link = link_to(&path, &report.target, &target, &options.open)?;
+                change(chain, self.first, |image| image.set_parent(&link))
+            })?;
+        }
         // From here on nobody needs the merged files. They are closed before they go.
         let merged: Vec<_> = self
             .disk
             .change_chain(|chain| chain.layers_mut().drain(self.first..self.target).collect());
         drop(merged);
-        for path in &report.merged {
+        for path in report.merged.iter().rev() {
             std::fs::remove_file(path).map_err(|e| Error::io("delete", e).with_path(path))?;
             report.deleted.push(path.clone());
         }

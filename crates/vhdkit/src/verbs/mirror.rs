@@ -154,8 +154,16 @@ fn run(disk: &VirtualDisk, options: &MirrorOptions, monitor: &Monitor) -> Result
     disk.change_chain(|chain| chain.set_mirroring(Some(Mirroring::Both(mirror.clone()))));
     let mut mirror = Some(mirror);
     while let Some(both) = &mirror {
-        work.keep_in_step(both, &options.target)?;
-        work.switch(&mut mirror)?;
+        let step = work
+            .keep_in_step(both, &options.target)
+            .and_then(|()| work.switch(&mut mirror));
+        if let Err(error) = step {
+            if let Some(both) = mirror.as_ref().filter(|_| options.existing) {
+                // The target stays: it is to hold what was copied. The mirror ends with its own error all the same.
+                let _ = both.target().image().flush();
+            }
+            return Err(error);
+        }
     }
     Ok(MirrorReport {
         target: options.target.clone(),
@@ -175,7 +183,8 @@ fn existing_target(options: &MirrorOptions, size: u64) -> Result<Layer> {
             ErrorKind::InvalidType,
             "a target of a mirror is a disk of its own, without a parent",
         )
-        .with_path(path));
+        .with_path(path)
+        .with_hint("make one with 'vhdkit create', or leave --existing out and name a new file"));
     }
     if info.virtual_size < size {
         return Err(Error::new(
@@ -258,6 +267,8 @@ impl Work<'_> {
     /// Copies what differs until nothing does, again and again. Ends with success when the mirror is to be broken.
     fn keep_in_step(&mut self, mirror: &Mirror, path: &Path) -> Result<()> {
         let mut next = 0;
+        // What was copied is durable before both are called the same.
+        let mut flushed = false;
         loop {
             self.monitor.checkpoint()?;
             if let Some(failure) = &mirror.state().failure {
@@ -266,6 +277,7 @@ impl Work<'_> {
             let left = mirror.dirty.marked();
             if left > 0 {
                 self.monitor.set(self.done, self.done + left);
+                flushed = false;
                 let range = mirror
                     .dirty
                     .take(next, STEP)
@@ -277,8 +289,12 @@ impl Work<'_> {
                 }
                 continue;
             }
-            if let Some(file) = self.file.take() {
+            if !flushed {
                 mirror.target().image().flush().at_path(path)?;
+                flushed = true;
+                continue;
+            }
+            if let Some(file) = self.file.take() {
                 file.publish()?;
                 self.unfinished.0 = Some(path.to_path_buf());
                 continue;

@@ -131,7 +131,8 @@ fn run(disk: &VirtualDisk, options: &ResizeOptions, monitor: &Monitor) -> Result
             return Err(Error::new(
                 ErrorKind::AlreadySmallest,
                 format!("it has {old} bytes, and its partitions need all of them"),
-            ));
+            )
+            .with_hint("make the partitions smaller first"));
         }
         (NewSize::Smallest, Err(e)) => return Err(e.duplicate()),
     };
@@ -141,7 +142,12 @@ fn run(disk: &VirtualDisk, options: &ResizeOptions, monitor: &Monitor) -> Result
         return Err(Error::new(
             ErrorKind::InvalidSize,
             format!("{size} bytes are not a whole number of sectors of {sector}"),
-        ));
+        )
+        .with_hint(format!(
+            "the next sizes are {} and {}",
+            size - size % sector,
+            (size - size % sector).saturating_add(sector)
+        )));
     }
     if let Ok(smallest) = &smallest
         && size < *smallest

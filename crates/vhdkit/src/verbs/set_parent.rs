@@ -4,7 +4,8 @@ use std::path::{Path, PathBuf};
 
 use uuid::Uuid;
 
-use crate::disk::{OpenOptions, Parents, VirtualDisk, relative_windows_path};
+use super::information::{ParentLocation, parent_location};
+use crate::disk::{MAX_DEPTH, OpenOptions, Parents, VirtualDisk, relative_windows_path};
 use crate::error::{Context, Error, ErrorKind, Result};
 use crate::image::{DiskType, ImageInfo, ParentLink};
 use crate::storage::{Access, FileStorage};
@@ -80,7 +81,7 @@ fn run(disk: &VirtualDisk, options: &SetParentOptions) -> Result<()> {
         .open(parent_path)
         .map_err(|e| match e.kind() {
             // Somewhere behind the parent is the disk itself, which is open for writing.
-            ErrorKind::SharingViolation if e.path().is_none_or(is_child) => {
+            ErrorKind::SharingViolation if leads_to(parent_path, &child.path, &options.open) => {
                 cycle(&child.path, parent_path)
             }
             _ => e,
@@ -128,6 +129,23 @@ fn cycle(child: &Path, parent: &Path) -> Error {
     )
     .with_path(child)
     .with_hint("name a parent that is not one of its own children")
+}
+
+/// True if `to` is among the parents that are recorded from `from` on, as far as they can be opened.
+fn leads_to(from: &Path, to: &Path, open: &OpenOptions) -> bool {
+    let mut at = from.to_path_buf();
+    for _ in 0..MAX_DEPTH {
+        let alone = open.clone().parents(Parents::Ignored).writable(false);
+        let Ok(image) = alone.open(&at) else {
+            return false;
+        };
+        match parent_location(&image, open.mapped()) {
+            Some(ParentLocation::Resolved(parent)) if same_file(&parent, to) => return true,
+            Some(ParentLocation::Resolved(parent)) => at = parent,
+            _ => return false,
+        }
+    }
+    false
 }
 
 /// True if both paths lead to one file.

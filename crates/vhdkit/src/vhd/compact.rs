@@ -81,7 +81,13 @@ impl VhdImage {
         };
         Ok(Some(AllocatedBlock {
             range: start..(start + shape.block_size).min(self.virtual_size),
-            space: shape.total(),
+            // With the gap behind it that aligns the next one, if this one is aligned itself.
+            space: if data.is_multiple_of(shape.block_size.min(4096)) {
+                shape.place_behind(at + shape.total()) - at
+            } else {
+                shape.total()
+            },
+            structures: shape.bitmap_size,
             has_content,
         }))
     }

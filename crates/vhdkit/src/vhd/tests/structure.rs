@@ -281,7 +281,8 @@ fn a_child_keeps_a_block_that_hides_its_parent() {
         block,
         AllocatedBlock {
             range: 3 * BLOCK..4 * BLOCK,
-            space: BLOCK + 512,
+            space: BLOCK + 4096,
+            structures: 512,
             has_content: true
         }
     );

@@ -238,10 +238,14 @@ fn check_limits(items: &[Item]) -> Result<()> {
         )));
     }
     if let Some(item) = items.iter().find(|item| item.length > MAX_METADATA_ITEM) {
-        return Err(full(format!(
-            "an item of metadata has at most 1 MiB, not {} bytes",
-            item.length
-        )));
+        return Err(Error::new(
+            ErrorKind::MetadataFull,
+            format!(
+                "an item of metadata has at most 1 MiB, not {} bytes",
+                item.length
+            ),
+        )
+        .with_hint("keep what is larger in a file of its own"));
     }
     let total: u64 = user.iter().map(|item| u64::from(item.length)).sum();
     if total > MAX_USER_METADATA {
@@ -261,6 +265,7 @@ fn not_found(id: Uuid) -> Error {
         ErrorKind::ItemNotFound,
         format!("the disk has no metadata item {id}"),
     )
+    .with_hint("'vhdkit metadata list' shows what there is")
 }
 
 /// The lowest place in the region where nothing is.

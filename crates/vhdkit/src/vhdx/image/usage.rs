@@ -192,6 +192,7 @@ impl VhdxImage {
             found = Some(AllocatedBlock {
                 range: start..start + self.block_length(block),
                 space: held.length,
+                structures: 0,
                 has_content: held.has_content,
             });
             Ok(false)
