@@ -33,6 +33,11 @@ pub(crate) fn run_all(scratch: &Scratch, vhdkit: &str) -> Result<bool> {
     flushes(scratch, vhdkit, &mut gates)?;
     first_touch(scratch, vhdkit, &mut gates)?;
     information(scratch, vhdkit, &mut gates)?;
+    in_place(scratch, vhdkit, &mut gates)?;
+    for format in ["vhdx", "vhd"] {
+        compaction(scratch, vhdkit, format, &mut gates)?;
+        merge(scratch, vhdkit, format, &mut gates)?;
+    }
     let mut held = true;
     for gate in &gates {
         let holds = gate.measured <= gate.allowed;
@@ -156,6 +161,117 @@ fn information(scratch: &Scratch, vhdkit: &str, gates: &mut Vec<Gate>) -> Result
         measured: ratio(traced.bytes_read, MIB),
         allowed: 4.0,
     });
+    Ok(())
+}
+
+/// A footer appended, and cut off again.
+fn in_place(scratch: &Scratch, vhdkit: &str, gates: &mut Vec<Gate>) -> Result<()> {
+    let image = scratch.on_disk("gate-place.raw");
+    let original = scratch.in_memory("gate-place.raw");
+    let payload = images::make(&original, Kind::Sp25, 64 * MIB)?;
+    run(&Argv::new(&["cp", &original, &image]))?;
+    for to in ["vhd", "raw"] {
+        let traced = trace(&Argv::new(&[
+            vhdkit,
+            "convert",
+            &image,
+            "--in-place",
+            "--format",
+            to,
+        ]))?;
+        gates.push(gate(
+            format!("bytes written in place, {payload} bytes to {to}"),
+            traced.bytes_written + traced.bytes_copied,
+            4096.0,
+        ));
+        gates.push(gate(
+            format!("fdatasync of the same, to {to}"),
+            traced.count("fdatasync"),
+            2.0,
+        ));
+    }
+    crate::verify::same(&original, &image)
+}
+
+/// Of 512 MiB every second piece is dead: a quarter has to move, in batches.
+fn compaction(scratch: &Scratch, vhdkit: &str, format: &str, gates: &mut Vec<Gate>) -> Result<()> {
+    const SIZE: u64 = 512 * MIB;
+    /// What is moved at a time.
+    const BATCH: u64 = 128 * MIB;
+    let raw = scratch.in_memory("gate-alive.raw");
+    let image = scratch.on_disk(&format!("gate-compact.{format}"));
+    let again = scratch.on_disk(&format!("gate-again.{format}"));
+    images::make(&raw, Kind::Rand, SIZE)?;
+    run(&Argv::new(&[vhdkit, "convert", &raw, &image]))?;
+    run(&crate::worker(&["deaden", &image, "alternate"])?)?;
+    run(&Argv::new(&["cp", "--reflink=never", &image, &again]))?;
+    run(&Argv::new(&[vhdkit, "convert", &image, &raw, "--force"]))?;
+    let traced = trace(&Argv::new(&[vhdkit, "compact", &image]))?;
+    crate::verify::same(&raw, &image)?;
+    let moved = run(&crate::worker(&["compacted", &again])?)?.output;
+    let moved: Vec<u64> = moved
+        .split_whitespace()
+        .map(str::parse)
+        .collect::<std::result::Result<_, _>>()?;
+    let [reported, changed, needed] = moved[..] else {
+        return Err("compacted said something else".into());
+    };
+    let name = |what: &str| format!("{what} by compact, {format}");
+    gates.push(Gate {
+        what: name("bytes with another place / that had none"),
+        measured: ratio(changed, needed.max(1)),
+        allowed: 1.0,
+    });
+    gates.push(Gate {
+        what: name("bytes said to be moved / really moved"),
+        measured: ratio(reported, changed.max(1)),
+        allowed: 1.01,
+    });
+    gates.push(Gate {
+        what: name("bytes written / that had to move"),
+        measured: ratio(traced.bytes_written + traced.bytes_copied, needed.max(1)),
+        allowed: 1.02,
+    });
+    gates.push(Gate {
+        what: name("fdatasync per batch"),
+        measured: ratio(traced.count("fdatasync"), needed.div_ceil(BATCH).max(1)),
+        allowed: 6.0,
+    });
+    for path in [raw, image, again] {
+        std::fs::remove_file(path)?;
+    }
+    Ok(())
+}
+
+/// A full child into a parent of which a quarter is there.
+fn merge(scratch: &Scratch, vhdkit: &str, format: &str, gates: &mut Vec<Gate>) -> Result<()> {
+    const SIZE: u64 = 256 * MIB;
+    let (raw, base) = (
+        scratch.in_memory("gate-child.raw"),
+        scratch.in_memory("gate-parent.raw"),
+    );
+    let parent = scratch.on_disk(&format!("gate-parent.{format}"));
+    let child = scratch.on_disk(&format!("gate-child.{format}"));
+    images::make(&raw, Kind::Rand, SIZE)?;
+    images::make(&base, Kind::Sp25, SIZE)?;
+    run(&Argv::new(&[vhdkit, "convert", &base, &parent]))?;
+    run(&Argv::new(&[vhdkit, "create", &child, "--parent", &parent]))?;
+    run(&crate::worker(&["fill", &child, &raw])?)?;
+    let traced = trace(&Argv::new(&[vhdkit, "merge", &child]))?;
+    crate::verify::same(&raw, &parent)?;
+    gates.push(Gate {
+        what: format!("bytes written by merge / payload, {format}"),
+        measured: ratio(traced.bytes_written + traced.bytes_copied, SIZE),
+        allowed: 1.01,
+    });
+    gates.push(gate(
+        format!("fdatasync of merge, {format}"),
+        traced.count("fdatasync"),
+        8.0,
+    ));
+    for path in [raw, base, parent, child] {
+        std::fs::remove_file(path)?;
+    }
     Ok(())
 }
 

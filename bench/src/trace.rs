@@ -12,6 +12,8 @@ pub(crate) struct Trace {
     /// Bytes that positional reads and writes moved.
     pub(crate) bytes_read: u64,
     pub(crate) bytes_written: u64,
+    /// Bytes that the kernel copied from file to file.
+    pub(crate) bytes_copied: u64,
     /// Writes that begin with the signature of a VHDX log entry.
     pub(crate) log_entries: u64,
 }
@@ -67,6 +69,7 @@ fn parse(text: &str) -> Trace {
             .unwrap_or(0);
         match name {
             "pwrite64" | "pwritev" | "pwritev2" => trace.bytes_written += moved,
+            "copy_file_range" => trace.bytes_copied += moved,
             "pread64" | "preadv" | "preadv2" => trace.bytes_read += moved,
             _ => {}
         }

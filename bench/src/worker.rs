@@ -1,5 +1,7 @@
 //! What the benchmark itself does as one side of a row, each in a process of its own: `vhdkit-bench worker NAME ...`.
 
+mod operations;
+
 use std::fs::File;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
@@ -29,6 +31,13 @@ pub(crate) fn run(arguments: &[String]) -> Result<()> {
         ["random", ref rest @ ..] => random(rest),
         ["first-touch", ref rest @ ..] => first_touch(rest),
         ["commits", path, count] => commits(path, count.parse()?),
+        ["deaden", path, shape] => operations::deaden(path, shape),
+        ["fill", path, from] => operations::fill(path, from),
+        ["compacted", path] => operations::compacted(path),
+        ["mirrored", from, to, rate] => operations::mirrored(from, to, rate.parse()?),
+        ["converted", from, to] => operations::converted(from, to),
+        ["observed", from, to, count, how] => operations::observed(from, to, count.parse()?, how),
+        ["footer", path, what] => operations::footer(path, what == "append"),
         _ => Err(format!("no such worker: {}", arguments.join(" ")).into()),
     }
 }

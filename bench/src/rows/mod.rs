@@ -1,6 +1,7 @@
 //! The rows of the table: who runs what against whom, and what ours has to reach.
 
 mod conversions;
+mod in_place;
 mod requests;
 mod small;
 
@@ -13,9 +14,9 @@ use crate::rounds::{Against, Reading, Row, RowResult, Side, Target, measure};
 use crate::scratch::Scratch;
 
 /// All rows, in the order in which they run.
-pub(crate) const ALL: [&str; 17] = [
-    "C1", "C2", "C3", "C4", "C5", "C6", "C7", "C8", "C10", "A1", "A2", "A3", "W1", "W2", "W3",
-    "W4", "K",
+pub(crate) const ALL: [&str; 23] = [
+    "C1", "C2", "C3", "C4", "C5", "C6", "C7", "C8", "C9", "C10", "A1", "A2", "A3", "W1", "W2",
+    "W3", "W4", "K", "K3", "K4", "O1", "O2", "O3",
 ];
 
 /// What rows are made with.
@@ -106,6 +107,7 @@ impl Bench<'_> {
             }
             "C7" => self.durable("C7", Kind::Sp25, "vhdx", "vhdx", &[], vec![qemu(2.2, 2.6)]),
             "C8" => self.shared_blocks(),
+            "C9" => self.footers(),
             "C10" => self.extraction(),
             "A1" => self.first_touch("A1", "vhdx", 16),
             "A2" => self.first_touch("A2", "vhdx", 1),
@@ -115,6 +117,11 @@ impl Bench<'_> {
             "W3" => self.random("W3", &["vhd", "vhdx"], "read"),
             "W4" => self.cache_hits(),
             "K" => self.small_things(),
+            "K3" => self.compactions(),
+            "K4" => self.expansions(),
+            "O1" => self.merges(),
+            "O2" => self.mirrors(),
+            "O3" => self.watched(),
             _ => Err(format!("there is no row {id}; there are {}", ALL.join(", ")).into()),
         }
     }
