@@ -81,8 +81,8 @@ impl Case {
         } else {
             ""
         };
-        folder.fill("data", 6 << 20);
-        std::fs::write(folder.path("zeros"), vec![0; 4 << 20]).unwrap();
+        folder.fill("data", 4 << 20);
+        std::fs::write(folder.path("zeros"), vec![0; 2 << 20]).unwrap();
         folder.ok(&format!("create {base} 48M {small}"));
         for at in ["1M", "13M", "31M"] {
             folder.put(&base, at, "data");
@@ -313,7 +313,7 @@ fn number(name: &str, default: u64) -> u64 {
 
 #[test]
 fn a_killed_command_leaves_whole_disks() {
-    let runs = number("VHDKIT_KILLS", 40);
+    let runs = number("VHDKIT_KILLS", 32);
     let seed = number("VHDKIT_SEED", 1);
     let mut rng = Rng::new(seed);
     let mut at_work = 0;
