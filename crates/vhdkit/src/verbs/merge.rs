@@ -410,7 +410,8 @@ impl Merge<'_> {
         }
         if self.target - self.first > 1 {
             // The first one goes last, and needs none of the others: stopped between two of them, it reads as before
-            // and the merge can be run again, and no image is left that reads a mixture.
+            // and the merge can be run again. That one then does not know of those that were not deleted yet, but
+            // names them as orphans.
             self.disk.change_chain(|chain| -> Result<()> {
                 let path = chain.layers()[self.first].path().to_path_buf();
                 let link = link_to(&path, &report.target, &target, &options.open)?;
