@@ -1,6 +1,7 @@
 //! `vhdkit convert`: any disk, its chain flattened, into a new file.
 
-use std::os::unix::fs::FileTypeExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 use vhdkit::image::{DiskType, Format, IdentifierSource};
@@ -58,6 +59,9 @@ fn in_place(args: &ConvertArgs, session: &mut Session) -> Result<u8, Failure> {
                 .with_hint("choose another name"),
         ));
     }
+    if let Some(target) = &args.target {
+        check_rename(&args.source, target)?;
+    }
     let options = InPlaceOptions {
         path: args.source.clone(),
         format,
@@ -74,8 +78,14 @@ fn in_place(args: &ConvertArgs, session: &mut Session) -> Result<u8, Failure> {
     )
     .map_err(|e| stopped(e, "the file is as it was"))?;
     if args.target.is_some() {
-        std::fs::rename(&args.source, name)
-            .map_err(|e| vhdkit::Error::io("rename", e).with_path(&args.source))?;
+        std::fs::rename(&args.source, name).map_err(|e| {
+            vhdkit::Error::io("rename", e)
+                .with_path(&args.source)
+                .with_hint(format!(
+                    "it is a {} disk now; only its name is the old one",
+                    format.name()
+                ))
+        })?;
     }
     let info = super::info::open_alone(name)?.info();
     let done = Rewrapped {
@@ -95,6 +105,36 @@ fn in_place(args: &ConvertArgs, session: &mut Session) -> Result<u8, Failure> {
         ))?;
     }
     Ok(DONE)
+}
+
+/// Before anything is changed: can the file get this name?
+fn check_rename(from: &Path, to: &Path) -> vhdkit::Result<()> {
+    let folder = |path: &Path| match path.parent() {
+        Some(folder) if folder != Path::new("") => folder.to_path_buf(),
+        _ => PathBuf::from("."),
+    };
+    let look = |path: &Path| {
+        std::fs::metadata(folder(path)).map_err(|e| {
+            vhdkit::Error::io("look at the folder", e)
+                .with_path(to)
+                .with_hint("make the folder first, or choose another name")
+        })
+    };
+    let source = std::fs::symlink_metadata(from)
+        .map_err(|e| vhdkit::Error::io("open", e).with_path(from))?;
+    let reason = if source.is_symlink() {
+        "it is a link, which would get the name instead of the file"
+    } else if look(from)?.dev() != look(to)?.dev() {
+        "the new name is on another file system"
+    } else {
+        return Ok(());
+    };
+    Err(
+        vhdkit::Error::new(vhdkit::ErrorKind::InvalidParameter, reason)
+            .with_path(from)
+            .while_doing("cannot convert in place")
+            .with_hint("leave the new name out and say --format, then move the file"),
+    )
 }
 
 fn request(args: ConvertArgs) -> Result<ConvertOptions, Failure> {

@@ -94,7 +94,7 @@ fn a_wrong_parent_is_refused_and_nothing_changes() {
             let ran = folder.run(&words);
             ran.failed(1, what);
             assert!(
-                ran.err.contains(words.split(' ').nth(1).unwrap()),
+                words.split(' ').skip(1).any(|word| ran.err.contains(word)),
                 "{ran:?}"
             );
             folder.run(&format!("{words} --dry-run")).failed(1, what);

@@ -19,10 +19,10 @@ use std::sync::Arc;
 use uuid::Uuid;
 
 use super::set_parent::{differencing_disks_near, link_to};
-use crate::disk::{Chain, OpenOptions, Parents, VirtualDisk};
+use crate::disk::{Chain, Layer, OpenOptions, Parents, VirtualDisk};
 use crate::error::{Context, Error, ErrorKind, Result};
-use crate::image::{ExtentKind, Image, ZeroMode};
-use crate::num::{MIB, to_usize};
+use crate::image::{DiskType, ExtentKind, Format, Image, ImageInfo, ZeroMode};
+use crate::num::{MIB, round_up, to_usize};
 use crate::operation::{Monitor, Operation};
 use crate::storage::AlignedBuffer;
 
@@ -244,21 +244,33 @@ impl Merge<'_> {
             size_before: target.1?,
             ..MergeReport::default()
         };
+        let mut growth = self
+            .disk
+            .with_chain(|chain| Growth::new(&chain.layers()[self.target].image().info(), size));
         let mut at = 0;
         while at < size {
             self.monitor.checkpoint()?;
             let merged = self.first..self.target;
-            let (length, decided) = self
-                .disk
-                .with_chain(|chain| decided(chain, merged, at, size - at))?;
-            match decided {
-                Decided::Data(_) => report.copied += length,
-                Decided::Zero => report.zeroed += length,
-                Decided::ByTarget => {}
-            }
+            let length = self.disk.with_chain(|chain| {
+                let (length, decided) = decided(chain, merged, at, size - at)?;
+                match decided {
+                    Decided::Data(_) => {
+                        report.copied += length;
+                        growth.data(chain, self.target, at..at + length)?;
+                    }
+                    Decided::Zero => {
+                        report.zeroed += length;
+                        // What is zeroed in part may have to be there.
+                        growth.data(chain, self.target, at..at + 1)?;
+                        growth.data(chain, self.target, at + length - 1..at + length)?;
+                    }
+                    Decided::ByTarget => {}
+                }
+                Ok::<_, Error>(length)
+            })?;
             at += length;
         }
-        report.size_after = report.size_before + report.copied;
+        report.size_after = growth.size_after(report.size_before);
         self.monitor.set_completion(report.copied + 1);
         Ok(report)
     }
@@ -398,7 +410,8 @@ impl Merge<'_> {
         }
         if self.target - self.first > 1 {
             // The first one goes last, and needs none of the others: stopped between two of them, it reads as before
-            // and the merge can be run again, and no image is left that reads a mixture.
+            // and the merge can be run again. That one then does not know of those that were not deleted yet, but
+            // names them as orphans.
             self.disk.change_chain(|chain| -> Result<()> {
                 let path = chain.layers()[self.first].path().to_path_buf();
                 let link = link_to(&path, &report.target, &target, &options.open)?;
@@ -416,6 +429,101 @@ impl Merge<'_> {
         }
         Ok(())
     }
+}
+
+/// How much longer the target can become.
+struct Growth {
+    /// The target's unit of allocation; `None` if all its space is there.
+    block: Option<u64>,
+    /// What a new block takes in the file.
+    space: u64,
+    /// So much of the disk shares a block of bitmaps, in a target that has a parent.
+    chunk: Option<u64>,
+    /// The first byte that was not yet looked at, in blocks and in chunks.
+    next: (u64, u64),
+    /// Length of a fixed target, longer tables, new blocks and bitmaps.
+    more: u64,
+    /// Where new space begins.
+    alignment: u64,
+}
+
+impl Growth {
+    fn new(target: &ImageInfo, size: u64) -> Self {
+        let block = target
+            .block_size
+            .filter(|_| target.disk_type != DiskType::Fixed);
+        let longer = size.saturating_sub(target.virtual_size);
+        let is_vhdx = target.format == Format::Vhdx;
+        let tables = match block {
+            _ if longer == 0 => 0,
+            None => longer,
+            // Of 8 and of 4 bytes for a block; a table that does not fit in its place gets a new one.
+            Some(block) if is_vhdx => round_up(size / block * 8, MIB) + 2 * MIB,
+            Some(block) => round_up(size / block * 4, 512) + 4096 + block,
+        };
+        let sector = u64::from(target.logical_sector_size);
+        Self {
+            block,
+            space: match block {
+                Some(block) if !is_vhdx => block + round_up((block / 4096).max(512), 4096),
+                other => other.unwrap_or(0),
+            },
+            chunk: (is_vhdx && target.disk_type == DiskType::Differencing).then_some(sector << 23),
+            next: (0, 0),
+            more: tables,
+            alignment: if is_vhdx { MIB } else { 4096 },
+        }
+    }
+
+    /// Counts the blocks of a range that the target has to allocate. Ranges come in ascending order.
+    fn data(&mut self, chain: &Chain, target: usize, range: Range<u64>) -> Result<()> {
+        let Some(block) = self.block else {
+            return Ok(());
+        };
+        let layer = &chain.layers()[target];
+        let size = layer.image().virtual_size();
+        let mut at = (range.start / block * block).max(self.next.0);
+        while at < range.end {
+            let end = at + block;
+            if !has_data(layer, at..end.min(size))? {
+                self.more += self.space;
+            }
+            at = end;
+            self.next.0 = end;
+        }
+        if let Some(chunk) = self.chunk {
+            let mut at = (range.start / chunk * chunk).max(self.next.1);
+            while at < range.end {
+                at += chunk;
+                self.more += MIB;
+                self.next.1 = at;
+            }
+        }
+        Ok(())
+    }
+
+    fn size_after(&self, before: u64) -> u64 {
+        match self.more {
+            0 => before,
+            more if self.block.is_none() => before + more,
+            more => round_up(before, self.alignment) + more,
+        }
+    }
+}
+
+fn has_data(layer: &Layer, range: Range<u64>) -> Result<bool> {
+    let mut at = range.start;
+    while at < range.end {
+        let extent = layer
+            .image()
+            .map(at, range.end - at)
+            .at_path(layer.path())?;
+        if matches!(extent.kind, ExtentKind::Data { .. }) {
+            return Ok(true);
+        }
+        at += extent.length;
+    }
+    Ok(false)
 }
 
 /// The longest run from `offset` on, at most `length` bytes, about which the merged images say one thing.

@@ -7,6 +7,7 @@ use crate::error::{Context, Error, ErrorKind, Result};
 use crate::image::{DiskType, Format};
 use crate::operation::{Monitor, Operation};
 use crate::volume::{self, GptMove, Medium, PartitionTable, Step};
+use crate::{vhd, vhdx};
 
 /// Which size.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -234,6 +235,16 @@ fn check_kind(
             "'vhdkit resize' changes the size of differencing VHDX disks",
         ),
         (Format::Vhd, _) if size < old => unable("become smaller", "convert it to VHDX first"),
+        (Format::Vhd, _) if size > vhd::MAX_SIZE => Err(Error::new(
+            ErrorKind::InvalidSize,
+            format!("a VHD disk has at most 2040 GiB, not {size} bytes"),
+        )
+        .with_hint("convert it to VHDX, which reaches to 64 TiB")),
+        (Format::Vhdx, _) if size > vhdx::MAX_VIRTUAL_SIZE => Err(Error::new(
+            ErrorKind::InvalidSize,
+            format!("a VHDX disk has at most 64 TiB, not {size} bytes"),
+        )
+        .with_hint("give a smaller size")),
         _ => Ok(()),
     }
 }

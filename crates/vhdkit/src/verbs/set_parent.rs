@@ -59,7 +59,8 @@ fn run(disk: &VirtualDisk, options: &SetParentOptions) -> Result<()> {
                 options.depth,
                 layers.len()
             ),
-        ));
+        )
+        .with_hint("depths count from the leaf, which is 1"));
     };
     let parent_path = &options.parent;
     let Some(reference) = &child.info.parent else {
@@ -187,7 +188,8 @@ pub(crate) fn check_kinds(child: &ImageInfo, parent: &ImageInfo, path: &Path) ->
                 path.display(),
                 parent.logical_sector_size
             ),
-        ));
+        )
+        .with_hint("child and parent have sectors of the same size"));
     }
     Ok(())
 }

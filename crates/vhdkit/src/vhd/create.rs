@@ -21,7 +21,7 @@ use crate::num::{GIB, KIB, MIB, round_up, to_usize};
 use crate::storage::Storage;
 
 /// Largest disk: the limit of Microsoft's products, for all three types.
-pub(super) const MAX_SIZE: u64 = 2040 * GIB;
+pub(crate) const MAX_SIZE: u64 = 2040 * GIB;
 /// Block sizes that all readers accept.
 const BLOCK_SIZES: std::ops::RangeInclusive<u64> = 64 * KIB..=2 * MIB;
 const DEFAULT_BLOCK_SIZE: u64 = 2 * MIB;

@@ -31,6 +31,7 @@ mod tests;
 mod wrap;
 
 pub use check::check;
+pub(crate) use create::MAX_SIZE;
 pub use create::VhdBuilder;
 pub use image::VhdImage;
 pub use wrap::{append_footer, strip_footer};

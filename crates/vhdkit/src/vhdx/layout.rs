@@ -52,7 +52,7 @@ pub(super) const BAT_OFFSET_MASK: u64 = !0xF_FFFF;
 /// Limits (6).
 pub(super) const MIN_BLOCK_SIZE: u64 = MIB;
 pub(super) const MAX_BLOCK_SIZE: u64 = 256 * MIB;
-pub(super) const MAX_VIRTUAL_SIZE: u64 = 64 * TIB;
+pub(crate) const MAX_VIRTUAL_SIZE: u64 = 64 * TIB;
 /// Longest file that is accepted: 2^28 units of 1 MiB.
 pub(super) const MAX_FILE_SIZE: u64 = 256 * TIB;
 /// Sectors that one sector bitmap block describes.

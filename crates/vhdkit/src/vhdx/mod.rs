@@ -32,6 +32,7 @@ mod space;
 pub use check::check;
 pub use create::VhdxBuilder;
 pub use image::VhdxImage;
+pub(crate) use layout::MAX_VIRTUAL_SIZE;
 
 use crate::error::Result;
 use crate::storage::Storage;
