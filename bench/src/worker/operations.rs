@@ -28,20 +28,18 @@ fn writable(path: &str) -> Result<VirtualDisk> {
     Ok(OpenOptions::new().writable(true).open(path)?)
 }
 
-/// Makes parts of a full disk dead, as a guest does: `alternate` fills every second one with zeros; `front` all in the
-/// first three quarters, one half with zeros and the other by discarding.
+/// Makes parts of a full disk dead, as a guest does: `alternate` fills every second one with zeros; `freed` discards the
+/// first three quarters.
 pub(super) fn deaden(path: &str, shape: &str) -> Result<()> {
     let disk = writable(path)?;
     let (size, zeros) = (disk.virtual_size(), AlignedBuffer::new(1 << 20));
     for part in 0..size / PART {
         let at = part * PART;
-        let odd = !part.is_multiple_of(2);
-        if shape == "alternate" && odd || shape == "front" && at >= size / 4 * 3 {
-            continue;
-        }
-        if shape == "front" && odd {
-            disk.discard(at, PART)?;
-        } else {
+        if shape == "freed" {
+            if at < size / 4 * 3 {
+                disk.discard(at, PART)?;
+            }
+        } else if part.is_multiple_of(2) {
             for piece in 0..PART / MIB {
                 disk.write_at(at + piece * MIB, &zeros)?;
             }

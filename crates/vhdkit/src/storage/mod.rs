@@ -28,6 +28,7 @@ pub use target::NewFile;
 
 use std::ops::Range;
 use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::error::{Error, ErrorKind, Result};
 
@@ -167,6 +168,92 @@ pub(crate) fn end_of(offset: u64, length: u64) -> Result<u64> {
             ErrorKind::InvalidParameter,
             format!("range of {length} bytes at {offset} exceeds 2^64"),
         )
+    })
+}
+
+/// A range of one storage and its place in another, or elsewhere in the same.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct CopyRun {
+    pub(crate) from: u64,
+    pub(crate) to: u64,
+    pub(crate) length: u64,
+}
+
+/// Copies runs of which none touches another's target. What is a neighbour in both places goes as one. Files share
+/// blocks where they can; else several threads write past the page cache, into space that is reserved before.
+pub(crate) fn copy_runs(
+    target: &dyn Storage,
+    source: &dyn Storage,
+    mut runs: Vec<CopyRun>,
+) -> Result<()> {
+    /// Less is not worth a thread.
+    const MANY: u64 = 8 << 20;
+    const PIECE: u64 = 2 << 20;
+    const THREADS: usize = 4;
+    runs.sort_unstable_by_key(|run| run.from);
+    runs.dedup_by(|next, run| {
+        let joins = run.from + run.length == next.from && run.to + run.length == next.to;
+        if joins {
+            run.length += next.length;
+        }
+        joins
+    });
+    let total: u64 = runs.iter().map(|run| run.length).sum();
+    if total < MANY
+        || target.as_file().is_none()
+        || source.as_file().is_none()
+        || target.can_clone_from(source)
+    {
+        return runs
+            .iter()
+            .try_for_each(|run| target.copy_range_from(source, run.from, run.to, run.length));
+    }
+    let mut pieces = Vec::new();
+    for run in &runs {
+        target.reserve_bulk(run.to, run.length)?;
+        let mut done = 0;
+        while done < run.length {
+            let length = (run.length - done).min(PIECE);
+            pieces.push((run.from + done, run.to + done, length));
+            done += length;
+        }
+    }
+    let next = AtomicUsize::new(0);
+    let work = || -> Result<()> {
+        let mut buffer = AlignedBuffer::new(crate::num::to_usize(PIECE));
+        while let Some(&(from, to, length)) = pieces.get(next.fetch_add(1, Ordering::Relaxed)) {
+            let part = &mut buffer[..crate::num::to_usize(length)];
+            let copied = source
+                .read_at(from, part)
+                .and_then(|()| target.write_bulk(to, part));
+            if copied.is_err() {
+                // The others stop, too.
+                next.store(pieces.len(), Ordering::Relaxed);
+                return copied;
+            }
+        }
+        Ok(())
+    };
+    std::thread::scope(|scope| {
+        // If no further thread can be started the present one does it all.
+        let others: Vec<_> = (1..THREADS)
+            .filter_map(|_| {
+                std::thread::Builder::new()
+                    .name("copy".into())
+                    .spawn_scoped(scope, work)
+                    .ok()
+            })
+            .collect();
+        let mine = work();
+        others.into_iter().fold(mine, |result, thread| {
+            let other = thread.join().unwrap_or_else(|_| {
+                Err(Error::new(
+                    ErrorKind::Io,
+                    "internal error: a thread panicked",
+                ))
+            });
+            result.and(other)
+        })
     })
 }
 

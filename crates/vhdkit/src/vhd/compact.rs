@@ -20,6 +20,7 @@ use super::sparse::Sparse;
 use crate::error::Result;
 use crate::image::{AllocatedBlock, Backing, Packed, Usage};
 use crate::num::{round_up, to_usize};
+use crate::storage::{CopyRun, copy_runs};
 
 impl VhdImage {
     /// Bitmaps count as structures; gaps that alignment leaves count as free. `packed_size` is what packing reaches.
@@ -150,9 +151,11 @@ impl VhdImage {
         let batch: Vec<Move> = plan.moves.iter().rev().take(count).copied().collect();
         if !batch.is_empty() {
             self.journal.keep_holes();
+            let mut runs = Vec::new();
             for step in &batch {
-                copy_block(sparse, step.from, step.to)?;
+                copy_bitmap(sparse, step.from, step.to, &mut runs)?;
             }
+            copy_runs(&*sparse.storage, &*sparse.storage, runs)?;
             let moves: Vec<_> = batch.iter().map(|m| (m.block, m.from, m.to)).collect();
             self.journal.move_blocks(&sparse.tables, &moves)?;
             plan.moves.truncate(plan.moves.len() - count);
@@ -337,8 +340,8 @@ fn is_empty(sparse: &Sparse, block: u64, at: u64) -> Result<bool> {
     })
 }
 
-/// Copies bitmap and data to free space. Holes stay holes.
-fn copy_block(sparse: &Sparse, from: u64, to: u64) -> Result<()> {
+/// Copies a block's bitmap to free space, and says what of its data is to follow. Holes stay holes.
+fn copy_bitmap(sparse: &Sparse, from: u64, to: u64, runs: &mut Vec<CopyRun>) -> Result<()> {
     let (storage, shape) = (&*sparse.storage, sparse.tables.bat.shape);
     let mut bitmap = vec![0; to_usize(shape.bitmap_size)];
     storage.read_at(from, &mut bitmap)?;
@@ -351,8 +354,11 @@ fn copy_block(sparse: &Sparse, from: u64, to: u64) -> Result<()> {
             storage.punch_hole(to + (at - from), data.start - at)?;
         }
         if data.start < data.end {
-            let length = data.end - data.start;
-            storage.copy_range_from(storage, data.start, to + (data.start - from), length)?;
+            runs.push(CopyRun {
+                from: data.start,
+                to: to + (data.start - from),
+                length: data.end - data.start,
+            });
         }
         at = data.end;
     }

@@ -101,7 +101,17 @@ impl Space {
 
     /// Gives up space that nothing durable refers to, content unknown.
     pub(super) fn give_back(&mut self, storage: &dyn Storage, spans: &[Span]) -> Result<()> {
-        for &(offset, length) in spans {
+        let mut spans = spans.to_vec();
+        spans.sort_unstable();
+        // Neighbours cost one call.
+        spans.dedup_by(|next, span| {
+            let joins = span.0 + span.1 == next.0;
+            if joins {
+                span.1 += next.1;
+            }
+            joins
+        });
+        for (offset, length) in spans {
             storage.punch_hole(offset, length)?;
             self.punched.push((offset, length));
         }

@@ -5,6 +5,7 @@ use std::sync::OnceLock;
 use super::VhdxImage;
 use crate::error::{Context, Result};
 use crate::image::{Image, Packed};
+use crate::storage::{CopyRun, copy_runs};
 use crate::vhdx::bat::Slot;
 use crate::vhdx::layout::{BAT_OFFSET_MASK, Guid, REGION_BAT, REGION_METADATA};
 use crate::vhdx::pages::PagedTable;
@@ -51,7 +52,8 @@ impl VhdxImage {
         if moves.is_empty() {
             return Ok(());
         }
-        let mut claimed = Vec::new();
+        let moves = &in_order(moves);
+        let (mut claimed, mut runs) = (Vec::new(), Vec::new());
         let copied = moves.iter().try_for_each(|step| {
             let Movable::Entry(index) = step.what else {
                 return Ok(());
@@ -61,10 +63,11 @@ impl VhdxImage {
             let has_content = self.held(index, entry)?.is_some_and(|h| h.has_content);
             self.claim((step.to, step.length), &mut claimed)?;
             if has_content {
-                self.copy_inside((step.from, step.length), step.to)?;
+                runs.extend(self.data_inside((step.from, step.length), step.to)?);
             }
             Ok(())
         });
+        let copied = copied.and_then(|()| copy_runs(&*self.storage, &*self.storage, runs));
         if let Err(e) = copied {
             self.abandon(&claimed);
             return Err(e);
@@ -104,16 +107,24 @@ impl VhdxImage {
     }
 
     /// Copies within the file to where zeros are. Holes stay holes.
-    pub(super) fn copy_inside(&self, (from, length): Span, to: u64) -> Result<()> {
+    pub(super) fn copy_inside(&self, from: Span, to: u64) -> Result<()> {
+        let runs = self.data_inside(from, to)?;
+        copy_runs(&*self.storage, &*self.storage, runs)
+    }
+
+    /// What there is to copy.
+    fn data_inside(&self, (from, length): Span, to: u64) -> Result<Vec<CopyRun>> {
         let (mut at, end) = (from, from + length);
+        let mut runs = Vec::new();
         while let Some(data) = self.storage.next_data(at..end)? {
-            let target = to + (data.start - from);
-            let n = data.end - data.start;
-            self.storage
-                .copy_range_from(&*self.storage, data.start, target, n)?;
+            runs.push(CopyRun {
+                from: data.start,
+                to: to + (data.start - from),
+                length: data.end - data.start,
+            });
             at = data.end;
         }
-        Ok(())
+        Ok(runs)
     }
 
     fn move_region(&mut self, guid: Guid, step: &Move) -> Result<()> {
@@ -166,6 +177,22 @@ impl VhdxImage {
         self.bat = PagedTable::new(self.regions.bat.offset, entries);
         self.bitmaps = OnceLock::new();
     }
+}
+
+/// The same blocks and the same places, but each side in the order of the file: what lies together stays together. A
+/// plan takes the last block first and the first place first, so all of its places for one length end before all
+/// blocks that go there.
+fn in_order(moves: &[Move]) -> Vec<Move> {
+    let mut moves = moves.to_vec();
+    moves.sort_unstable_by_key(|step| (step.length, step.from));
+    for same in moves.chunk_by_mut(|a, b| a.length == b.length) {
+        let mut places: Vec<u64> = same.iter().map(|step| step.to).collect();
+        places.sort_unstable();
+        for (step, to) in same.iter_mut().zip(places) {
+            step.to = to;
+        }
+    }
+    moves
 }
 
 /// How many of the moves fit the budget, at least one; a region moves alone.
