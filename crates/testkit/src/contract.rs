@@ -33,6 +33,21 @@ impl Running {
         }
     }
 
+    /// An operation and what has to be waited for besides.
+    pub fn with<T: Send + 'static>(
+        operation: Operation<T>,
+        then: impl FnOnce() + 'static,
+    ) -> Self {
+        Self {
+            observer: operation.observer(),
+            wait: Box::new(move || {
+                let result = operation.wait().map(drop);
+                then();
+                result
+            }),
+        }
+    }
+
     /// Waits for the end.
     ///
     /// # Errors

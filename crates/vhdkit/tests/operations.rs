@@ -339,6 +339,268 @@ fn a_merge_of_the_leaf_keeps_writers_out_and_readers_in() {
     panic!("no write ever met a merge");
 }
 
+/// Mirrors, breaks the mirror when both copies are the same, and ends.
+fn mirroring(disk: &Arc<VirtualDisk>, folder: &std::path::Path) -> Running {
+    use vhdkit::verbs::mirror::{MirrorOptions, break_mirror, is_mirrored, mirror};
+    static NUMBER: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(0);
+    let number = NUMBER.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+    let sector = disk.info().logical_sector_size;
+    let operation = mirror(
+        disk.clone(),
+        MirrorOptions {
+            target: folder.join(format!("target {number}")),
+            existing: false,
+            parameters: vhdkit::image::CreateParameters {
+                format: Format::Vhdx,
+                disk_type: DiskType::Dynamic,
+                virtual_size: 0,
+                block_size: Some(MIB),
+                logical_sector_size: Some(sector),
+                physical_sector_size: None,
+                identifier: None,
+                parent: None,
+                identifiers: vhdkit::image::IdentifierSource::random(),
+                created: 0,
+            },
+        },
+    );
+    let observer = operation.observer();
+    let disk = Arc::downgrade(disk);
+    let breaker = std::thread::spawn(move || {
+        while observer.progress().status == vhdkit::Status::Pending {
+            let Some(disk) = disk.upgrade() else { return };
+            if is_mirrored(&disk) && break_mirror(&disk).is_ok() {
+                return;
+            }
+            drop(disk);
+            std::thread::yield_now();
+        }
+    });
+    Running::with(operation, move || breaker.join().unwrap())
+}
+
+#[test]
+fn mirror_keeps_the_contract_and_the_source() {
+    let folder = tempfile::tempdir().unwrap();
+    for variant in Variant::small() {
+        if variant.depth > 2 || variant.virtual_size % u64::from(variant.sector_size) != 0 {
+            continue;
+        }
+        let disk = used(&variant, 14);
+        let trial = Trial {
+            name: format!("mirror {}", variant.name()),
+            disk: &disk,
+            depth: 1,
+            start: &|disk| mirroring(disk, folder.path()),
+            after: &disk.content,
+        };
+        trial.keeps_the_contract();
+        trial.stops_when_dropped();
+        trial.can_be_cancelled_anywhere(16);
+        trial.survives_faults(Fault::InputOutput);
+    }
+}
+
+/// Verbs that make files of their own: nobody sees more than the contract allows, and none stays half done.
+#[test]
+fn create_convert_and_compare_keep_the_contract() {
+    use vhdkit::image::{CreateParameters, IdentifierSource};
+    let folder = tempfile::tempdir().unwrap();
+    let disk = used(&Variant::small()[9], 15);
+    let source = folder.path().join("source.vhdx");
+    let flat = Arc::new(disk.open(false).unwrap());
+    let bytes = vec![7; 5 * MIB as usize];
+    std::fs::write(&source, &bytes).unwrap();
+    drop(flat);
+    let next = std::sync::atomic::AtomicU64::new(0);
+    let target = || {
+        let number = next.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        folder.path().join(format!("{number}.vhdx"))
+    };
+    let parameters = CreateParameters {
+        format: Format::Vhdx,
+        disk_type: DiskType::Fixed,
+        virtual_size: 20 * MIB,
+        block_size: None,
+        logical_sector_size: None,
+        physical_sector_size: None,
+        identifier: None,
+        parent: None,
+        identifiers: IdentifierSource::random(),
+        created: 0,
+    };
+    let create = || {
+        Running::of(vhdkit::verbs::create::create(
+            vhdkit::verbs::create::CreateOptions {
+                path: target(),
+                parameters: parameters.clone(),
+                parent_path: None,
+                profile: None,
+                open_parent: OpenOptions::new(),
+                overwrite: false,
+            },
+        ))
+    };
+    let convert = || {
+        Running::of(vhdkit::verbs::convert::convert(
+            vhdkit::verbs::convert::ConvertOptions {
+                source: source.clone(),
+                open: OpenOptions::new(),
+                target: target(),
+                format: Format::Vhdx,
+                disk_type: DiskType::Dynamic,
+                virtual_size: None,
+                profile: None,
+                block_size: None,
+                logical_sector_size: None,
+                physical_sector_size: None,
+                identifier: None,
+                identifiers: IdentifierSource::random(),
+                created: 0,
+                overwrite: false,
+            },
+        ))
+    };
+    let compare = || {
+        let open = || VirtualDisk::open(&source).unwrap();
+        Running::of(vhdkit::verbs::compare::compare(open(), open()))
+    };
+    for (name, start) in [
+        ("create", &create as &(dyn Fn() -> Running + Sync)),
+        ("convert", &convert),
+        ("compare", &compare),
+    ] {
+        let trial = Trial {
+            name: name.into(),
+            disk: &disk,
+            depth: 1,
+            start: &|_| start(),
+            after: &disk.content,
+        };
+        trial.keeps_the_contract();
+        trial.stops_when_dropped();
+        for delay in 0..30_u64 {
+            let running = start();
+            let observer = running.observer.clone();
+            std::thread::sleep(std::time::Duration::from_micros(delay * 200));
+            observer.cancel();
+            if let Err(e) = running.wait() {
+                assert_eq!(e.kind(), vhdkit::ErrorKind::Aborted, "{name}: {e}");
+            }
+        }
+    }
+    // Whatever got a name is whole, and nothing else is there.
+    for entry in std::fs::read_dir(folder.path()).unwrap() {
+        let path = entry.unwrap().path();
+        let open = VirtualDisk::open(&path).unwrap_or_else(|e| panic!("{e}"));
+        assert!([5 * MIB, 20 * MIB].contains(&open.virtual_size()));
+    }
+    assert!(std::fs::read(&source).unwrap() == bytes);
+}
+
+/// A file on which every byte takes its time.
+struct Slow(MemoryStorage);
+
+impl Slow {
+    fn wait(bytes: u64) {
+        std::thread::sleep(std::time::Duration::from_nanos(bytes * 5));
+    }
+}
+
+impl Storage for Slow {
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> vhdkit::Result<()> {
+        Self::wait(buf.len() as u64);
+        self.0.read_at(offset, buf)
+    }
+    fn write_at(&self, offset: u64, data: &[u8]) -> vhdkit::Result<()> {
+        Self::wait(data.len() as u64);
+        self.0.write_at(offset, data)
+    }
+    fn flush(&self) -> vhdkit::Result<()> {
+        self.0.flush()
+    }
+    fn len(&self) -> vhdkit::Result<u64> {
+        self.0.len()
+    }
+    fn set_len(&self, length: u64) -> vhdkit::Result<()> {
+        self.0.set_len(length)
+    }
+    fn punch_hole(&self, offset: u64, length: u64) -> vhdkit::Result<()> {
+        self.0.punch_hole(offset, length)
+    }
+    fn zero_range(&self, offset: u64, length: u64) -> vhdkit::Result<()> {
+        self.0.zero_range(offset, length)
+    }
+    fn next_data(
+        &self,
+        range: std::ops::Range<u64>,
+    ) -> vhdkit::Result<Option<std::ops::Range<u64>>> {
+        self.0.next_data(range)
+    }
+}
+
+/// With half of the work done, about half of the time has gone; and while it works, it moves.
+#[test]
+fn the_percentage_is_honest_and_moves() {
+    let variant = Variant {
+        virtual_size: 96 * MIB,
+        ..Variant::small()[9].clone()
+    };
+    assert_eq!(variant.depth, 2);
+    let mut disk = variant.make(16);
+    disk.fill(&[GuestOp::write(0, 90 * MIB, 3)]).unwrap();
+    let open = |disk: &TestDisk| {
+        let chain = disk
+            .layers
+            .iter()
+            .map(|file| {
+                let slow = Arc::new(Slow(MemoryStorage::clone(file)));
+                let image = vhdkit::disk::open_image(slow, Format::Vhdx, true).unwrap();
+                vhdkit::disk::Layer::new(image, "image").writable(true)
+            })
+            .collect();
+        Arc::new(VirtualDisk::from_layers(chain, true).unwrap())
+    };
+    let compacted = open(&disk);
+    // Half of its blocks go, and the other half moves.
+    for block in (0..90).step_by(2) {
+        let at = block / 2 * MIB + (block % 2) * MIB;
+        compacted.write_at(at, &vec![0; MIB as usize]).unwrap();
+    }
+    for (name, running) in [
+        ("merge", merging(&open(&disk), 1, 2)),
+        ("compact", compacting(&compacted, CompactMode::Full)),
+    ] {
+        let begun = std::time::Instant::now();
+        let (mut half, mut last, mut longest) = (None, begun, std::time::Duration::ZERO);
+        let mut seen = 0.0;
+        loop {
+            let progress = running.observer.progress();
+            if progress.status != vhdkit::Status::Pending {
+                break;
+            }
+            let percent = progress.percent();
+            if percent > seen {
+                (seen, longest) = (percent, longest.max(last.elapsed()));
+                last = std::time::Instant::now();
+            }
+            if percent >= 50.0 && half.is_none() {
+                half = Some(begun.elapsed());
+            }
+            std::thread::sleep(std::time::Duration::from_millis(1));
+        }
+        running.wait().unwrap();
+        let all = begun.elapsed();
+        let share = half.map_or(1.0, |half| half.as_secs_f64() / all.as_secs_f64());
+        println!("{name}: half after {share:.2} of {all:?}, longest pause {longest:?}");
+        assert!((0.3..0.7).contains(&share), "{name}: half after {share:.2}");
+        assert!(
+            longest < all / 3,
+            "{name}: {longest:?} of {all:?} without a move"
+        );
+    }
+}
+
 mod mixture {
     use super::*;
     use proptest::prelude::*;
