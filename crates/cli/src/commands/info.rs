@@ -99,11 +99,8 @@ impl Details {
     fn of(disk: &VirtualDisk, args: &InfoArgs) -> Result<Self, Failure> {
         let usage = information::usage(disk)?;
         let host = FileStorage::open(disk.path(), Access::ReadOnly)?.host_disk()?;
-        let smallest = match smallest_safe_size(disk) {
-            Ok(size) => Some(size),
-            // A child without its parents cannot be read, and many disks have no table.
-            Err(_) => None,
-        };
+        // A child without its parents cannot be read, and many disks have no table.
+        let smallest = smallest_safe_size(disk).ok();
         Ok(Self {
             payload: usage.payload,
             structures: usage.structures,

@@ -60,7 +60,7 @@ pub(crate) fn run(args: &MergeArgs, session: &mut Session) -> Result<u8, Failure
         )
     })?;
     super::close(disk)?;
-    let mut done = Done::new(text(&args.path), args.dry_run, report);
+    let mut done = Done::new(text(&args.path), args.dry_run, &report);
     if !args.dry_run
         && let Ok(file) = std::fs::metadata(&done.target)
     {
@@ -94,7 +94,7 @@ fn warn(disk: &Arc<vhdkit::VirtualDisk>, options: &MergeOptions) {
 }
 
 impl Done {
-    fn new(path: String, dry_run: bool, report: MergeReport) -> Self {
+    fn new(path: String, dry_run: bool, report: &MergeReport) -> Self {
         let texts = |paths: &[PathBuf]| paths.iter().map(|path| text(path)).collect();
         Self {
             path,
