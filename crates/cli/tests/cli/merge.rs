@@ -88,7 +88,7 @@ fn a_chain_becomes_its_base() {
         folder.sound(&extra);
         // And on: the last one, too.
         folder.ok(&format!("merge {extra} --delete-merged"));
-        assert_eq!(folder.names(), [base.clone()]);
+        assert_eq!(folder.names(), std::slice::from_ref(&base));
         assert_eq!(folder.content(&base), beside);
     }
 }
