@@ -34,10 +34,7 @@ impl Running {
     }
 
     /// An operation and what has to be waited for besides.
-    pub fn with<T: Send + 'static>(
-        operation: Operation<T>,
-        then: impl FnOnce() + 'static,
-    ) -> Self {
+    pub fn with<T: Send + 'static>(operation: Operation<T>, then: impl FnOnce() + 'static) -> Self {
         Self {
             observer: operation.observer(),
             wait: Box::new(move || {

@@ -882,3 +882,122 @@ fn entries_obey(storage: &Arc<MemoryStorage>, name: &str) {
         last = place + length;
     }
 }
+
+/// T21: a limit of the format is met by an error, when a disk is made and when it is made larger.
+#[test]
+fn t21_no_disk_is_larger_than_its_format_allows() {
+    const VHD: u64 = 2040 * GIB;
+    const VHDX: u64 = 64 * TIB;
+    for (format, disk_type, limit) in [
+        (Format::Vhd, DiskType::Dynamic, VHD),
+        (Format::Vhdx, DiskType::Dynamic, VHDX),
+    ] {
+        let storage = new_image(&parameters(format, disk_type, limit, None)).unwrap();
+        assert_eq!(open(storage, format, false).unwrap().virtual_size(), limit);
+        let error = new_image(&parameters(format, disk_type, limit + 512, None)).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::InvalidSize, "{error}");
+
+        let storage = new_image(&parameters(format, disk_type, 40 * MIB, None)).unwrap();
+        let before = MemoryStorage::clone(&storage);
+        let disk = Arc::new(open(storage.clone(), format, true).unwrap());
+        let resizing = |size| {
+            vhdkit::verbs::resize::resize(
+                disk.clone(),
+                vhdkit::verbs::resize::ResizeOptions {
+                    size: vhdkit::verbs::resize::NewSize::Bytes(size),
+                    allow_unsafe: false,
+                    fix_gpt: false,
+                    expand_only: true,
+                    dry_run: false,
+                },
+            )
+            .wait()
+        };
+        let error = resizing(limit + 512).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::InvalidSize, "{error}");
+        assert!(storage.to_vec() == before.to_vec(), "nothing was written");
+        resizing(limit).unwrap();
+        assert_eq!(disk.virtual_size(), limit);
+    }
+    let error = new_image(&parameters(Format::Vhd, DiskType::Fixed, VHD + MIB, None)).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::InvalidSize, "{error}");
+}
+
+/// T23: the host is full from some call on. Compacting then ends with that error, or not at all; the file has not
+/// become longer, and it reads as before.
+#[test]
+fn t23_compacting_on_a_full_host_takes_nothing_and_loses_nothing() {
+    for variant in Variant::small() {
+        if variant.disk_type == DiskType::Fixed || variant.format == Format::Raw {
+            continue;
+        }
+        let mut disk = variant.make(23);
+        let shape = variant.shape();
+        disk.fill(&[
+            GuestOp::write(0, shape.virtual_size, 2),
+            GuestOp::zero(0, 2 * shape.block_size).within(shape.virtual_size),
+            GuestOp::Flush,
+        ])
+        .unwrap();
+        for k in 0..60 {
+            let below = Arc::new(MemoryStorage::clone(&disk.layers[0]));
+            let length = below.len().unwrap();
+            let storage = FaultStorage::new(below.clone());
+            let open = Arc::new(disk.open_leaf(storage.clone(), true).unwrap());
+            // All that takes space of the host.
+            storage.fail_from(
+                &[Call::SetLen, Call::Allocate],
+                k,
+                vhdkit_testkit::fault::Fault::NoSpace,
+            );
+            let result = vhdkit::verbs::compact::compact(
+                open.clone(),
+                vhdkit::verbs::compact::CompactOptions::default(),
+            )
+            .wait();
+            if let Err(e) = result {
+                assert_eq!(e.kind(), ErrorKind::DiskFull, "{}: {e}", variant.name());
+            }
+            storage.heal();
+            drop(open);
+            assert!(below.len().unwrap() <= length, "{}", variant.name());
+            let file: Arc<dyn Storage> = below;
+            assert_clean(&file, &variant.name());
+            let open = disk.open_leaf(file, false).unwrap();
+            assert_reads(&open, &disk.content, &variant.name());
+            if storage.injected() == 0 {
+                break;
+            }
+        }
+    }
+}
+
+/// T25: what a process holds ends with it: a disk that was left open by a handle that is gone can be opened again, and
+/// an operation whose handle is gone has stopped.
+#[test]
+fn t25_a_lock_and_an_operation_live_as_long_as_their_owner() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("disk.vhdx");
+    std::fs::write(
+        &path,
+        new_image(&parameters(Format::Vhdx, DiskType::Dynamic, 40 * MIB, None))
+            .unwrap()
+            .to_vec(),
+    )
+    .unwrap();
+    let writable = || vhdkit::OpenOptions::new().writable(true).open(&path);
+    let first = Arc::new(writable().unwrap());
+    assert_eq!(
+        writable().err().unwrap().kind(),
+        ErrorKind::SharingViolation
+    );
+    let operation = vhdkit::verbs::compact::compact(
+        first.clone(),
+        vhdkit::verbs::compact::CompactOptions::default(),
+    );
+    let observer = operation.observer();
+    drop(operation);
+    assert_ne!(observer.progress().status, vhdkit::Status::Pending);
+    drop(first);
+    writable().unwrap();
+}

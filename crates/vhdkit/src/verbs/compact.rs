@@ -59,7 +59,7 @@ pub struct CompactReport {
 }
 
 /// What a step moves at most, in bytes: requests of others wait so long.
-const STEP: u64 = 128 * MIB;
+const STEP: u64 = 64 * MIB;
 
 /// What is read at a time when looking for zeros, in bytes.
 const READ: usize = 256 * 1024;
