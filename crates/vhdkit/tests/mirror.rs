@@ -25,6 +25,11 @@ use vhdkit_testkit::rng::Rng;
 const MIB: u64 = 1 << 20;
 const SIZE: u64 = 48 * MIB;
 
+/// A folder in memory if there is one: hundreds of files are made there.
+fn folder() -> tempfile::TempDir {
+    tempfile::tempdir_in("/dev/shm").unwrap_or_else(|_| tempfile::tempdir().unwrap())
+}
+
 fn parameters(format: Format, disk_type: DiskType) -> CreateParameters {
     CreateParameters {
         format,
@@ -98,7 +103,7 @@ fn model() -> MemoryStorage {
 
 #[test]
 fn a_disk_that_is_written_meanwhile_and_its_mirror_end_up_the_same() {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = folder();
     for (i, (from, format, disk_type)) in [
         (Format::Vhdx, Format::Vhdx, DiskType::Dynamic),
         (Format::Vhdx, Format::Vhdx, DiskType::Fixed),
@@ -148,7 +153,7 @@ fn a_disk_that_is_written_meanwhile_and_its_mirror_end_up_the_same() {
 
 #[test]
 fn threads_that_write_the_same_places_leave_both_copies_the_same() {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = folder();
     let path = folder.path().join("target");
     let disk = source(&folder.path().join("source"), Format::Vhdx);
     let operation = mirror(disk.clone(), to(&path, Format::Vhdx, DiskType::Dynamic));
@@ -179,7 +184,7 @@ fn threads_that_write_the_same_places_leave_both_copies_the_same() {
 
 #[test]
 fn p42_a_cancelled_mirror_leaves_the_disk_as_it_was_and_no_file() {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = folder();
     let from_path = folder.path().join("source");
     let path = folder.path().join("target");
     let disk = source(&from_path, Format::Vhdx);
@@ -204,7 +209,7 @@ fn p42_a_cancelled_mirror_leaves_the_disk_as_it_was_and_no_file() {
 
 #[test]
 fn breaking_what_is_not_mirrored_is_refused_and_changes_nothing() {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = folder();
     let disk = source(&folder.path().join("source"), Format::Vhdx);
     let error = break_mirror(&disk).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::InvalidState);
@@ -213,7 +218,7 @@ fn breaking_what_is_not_mirrored_is_refused_and_changes_nothing() {
 
 #[test]
 fn only_one_mirror_at_a_time() {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = folder();
     let disk = source(&folder.path().join("source"), Format::Vhdx);
     let first = mirror(
         disk.clone(),
@@ -231,7 +236,7 @@ fn only_one_mirror_at_a_time() {
 
 #[test]
 fn an_existing_disk_is_filled_and_one_that_is_too_small_is_refused() {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = folder();
     let disk = source(&folder.path().join("source"), Format::Vhdx);
     let model = model();
     let mut rng = Rng::new(9);
@@ -265,7 +270,7 @@ fn an_existing_disk_is_filled_and_one_that_is_too_small_is_refused() {
 /// The source fails at one call or another: its users see that, and the copy is not wrong for it.
 #[test]
 fn a_write_that_fails_in_the_source_does_not_make_the_copies_differ() {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = folder();
     for k in 0..40 {
         let file = Arc::new(MemoryStorage::new());
         let mut wanted = parameters(Format::Vhdx, DiskType::Dynamic);

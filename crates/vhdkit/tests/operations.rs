@@ -379,11 +379,20 @@ fn mirroring(disk: &Arc<VirtualDisk>, folder: &std::path::Path) -> Running {
     Running::with(operation, move || breaker.join().unwrap())
 }
 
+/// A folder in memory if there is one: the hundreds of files that are made there need not reach a disk.
+fn folder() -> tempfile::TempDir {
+    tempfile::tempdir_in("/dev/shm").unwrap_or_else(|_| tempfile::tempdir().unwrap())
+}
+
 #[test]
 fn mirror_keeps_the_contract_and_the_source() {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = folder();
     for variant in Variant::small() {
-        if variant.depth > 2 || variant.virtual_size % u64::from(variant.sector_size) != 0 {
+        // One of each kind: what mirrors is the same for all of them.
+        if variant.depth > 2 || variant.disk_type == DiskType::Fixed || variant.sector_size != 512 {
+            continue;
+        }
+        if variant.format == Format::Vhd && variant.disk_type == DiskType::Dynamic {
             continue;
         }
         let disk = used(&variant, 14);
@@ -405,7 +414,7 @@ fn mirror_keeps_the_contract_and_the_source() {
 #[test]
 fn create_convert_and_compare_keep_the_contract() {
     use vhdkit::image::{CreateParameters, IdentifierSource};
-    let folder = tempfile::tempdir().unwrap();
+    let folder = folder();
     let disk = used(&Variant::small()[9], 15);
     let source = folder.path().join("source.vhdx");
     let flat = Arc::new(disk.open(false).unwrap());
@@ -563,14 +572,19 @@ fn the_percentage_is_honest_and_moves() {
     };
     let compacted = open(&disk);
     // Half of its blocks go, and the other half moves.
-    for block in (0..90).step_by(2) {
-        let at = block / 2 * MIB + (block % 2) * MIB;
-        compacted.write_at(at, &vec![0; MIB as usize]).unwrap();
+    for block in 0..45 {
+        compacted
+            .write_at(block * MIB, &vec![0; MIB as usize])
+            .unwrap();
     }
-    for (name, running) in [
-        ("merge", merging(&open(&disk), 1, 2)),
-        ("compact", compacting(&compacted, CompactMode::Full)),
+    let merged = open(&disk);
+    let merge = || merging(&merged, 1, 2);
+    let compact = || compacting(&compacted, CompactMode::Full);
+    for (name, start) in [
+        ("merge", &merge as &dyn Fn() -> Running),
+        ("compact", &compact),
     ] {
+        let running = start();
         let begun = std::time::Instant::now();
         let (mut half, mut last, mut longest) = (None, begun, std::time::Duration::ZERO);
         let mut seen = 0.0;
@@ -728,7 +742,7 @@ mod mixture {
                         .map_err(|e| fail(step, &e))?;
                 }
                 Step::Mirror => {
-                    let folder = tempfile::tempdir().unwrap();
+                    let folder = folder();
                     let options = vhdkit::verbs::mirror::MirrorOptions {
                         target: folder.path().join("copy"),
                         existing: false,

@@ -746,7 +746,8 @@ fn packing_moves_no_byte_that_need_not_move_and_keeps_holes() {
         "{written} bytes for three blocks of 4096"
     );
     let usage = image.usage().unwrap();
-    assert_eq!((usage.free, usage.displaced_blocks), (0, 3));
+    // What was moved is in the order of the file, so only its first block is out of place.
+    assert_eq!((usage.free, usage.displaced_blocks), (0, 1));
     image.write_at(0, &[2; 9], &NoBacking).unwrap();
     image.close().unwrap();
     let mut image = open(disk.layers[0].clone(), true);
