@@ -894,7 +894,9 @@ fn t21_no_disk_is_larger_than_its_format_allows() {
     ] {
         let storage = new_image(&parameters(format, disk_type, limit, None)).unwrap();
         assert_eq!(open(storage, format, false).unwrap().virtual_size(), limit);
-        let error = new_image(&parameters(format, disk_type, limit + 512, None)).unwrap_err();
+        let error = new_image(&parameters(format, disk_type, limit + 512, None))
+            .err()
+            .unwrap();
         assert_eq!(error.kind(), ErrorKind::InvalidSize, "{error}");
 
         let storage = new_image(&parameters(format, disk_type, 40 * MIB, None)).unwrap();
@@ -919,7 +921,9 @@ fn t21_no_disk_is_larger_than_its_format_allows() {
         resizing(limit).unwrap();
         assert_eq!(disk.virtual_size(), limit);
     }
-    let error = new_image(&parameters(Format::Vhd, DiskType::Fixed, VHD + MIB, None)).unwrap_err();
+    let error = new_image(&parameters(Format::Vhd, DiskType::Fixed, VHD + MIB, None))
+        .err()
+        .unwrap();
     assert_eq!(error.kind(), ErrorKind::InvalidSize, "{error}");
 }
 
