@@ -260,7 +260,15 @@ impl Trial<'_> {
     /// Cancelled at every storage call (or many of them): it ends as aborted or had succeeded, the disk is whole, and
     /// it can be run again. Returns how often it was aborted.
     pub fn can_be_cancelled_anywhere(&self, at_most: u64) -> u64 {
-        let mut total = 0;
+        let total = {
+            let faulty = faulty(&self.copies());
+            let disk = self.open(&shared(&faulty), self.depth).unwrap();
+            (self.start)(&disk)
+                .wait()
+                .unwrap_or_else(|e| panic!("{}: {e}", self.name));
+            drop(disk);
+            faulty[self.depth - 1].counts().total(&Call::ALL)
+        };
         let mut aborted = 0;
         let mut k = 0;
         loop {
@@ -301,10 +309,7 @@ impl Trial<'_> {
             if last {
                 return aborted;
             }
-            if total == 0 {
-                total = faults[self.depth - 1].counts().total(&Call::ALL).max(1);
-            }
-            k += (total / at_most).max(1);
+            k += total.div_ceil(at_most).max(1);
         }
     }
 

@@ -429,7 +429,11 @@ fn real_images_go_through_every_operation_and_read_the_same() {
             let report = merge(disk, options)
                 .wait()
                 .unwrap_or_else(|e| panic!("{name}: {e}"));
-            assert_eq!(report.deleted, [path.clone()], "{name}");
+            assert_eq!(
+                report.deleted.as_slice(),
+                std::slice::from_ref(&path),
+                "{name}"
+            );
             let merged = open(&parent);
             let hash = content_of_disk(&merged).unwrap().nz_sha256;
             assert_eq!(&hash, expected, "{name}: merged into its parent");

@@ -571,7 +571,7 @@ fn the_percentage_is_honest_and_moves() {
         Arc::new(VirtualDisk::from_layers(chain, true).unwrap())
     };
     let compacted = open(&disk);
-    // Half of its blocks go, and the other half moves.
+    // The first half of its blocks goes, and the other half moves down.
     for block in 0..45 {
         compacted
             .write_at(block * MIB, &vec![0; MIB as usize])

@@ -64,11 +64,14 @@ const STEP: u64 = 64 * MIB;
 /// What is read at a time when looking for zeros, in bytes.
 const READ: usize = 256 * 1024;
 
-/// Looking at a block is cheap next to moving one: most differ from zero in their first bytes.
-const LOOK_COST: u64 = 16;
+/// What looking at a block costs besides what is read of it, in bytes that could have been read meanwhile.
+const LOOK_COST: u64 = 16 * 1024;
+
+/// A byte that is moved is read and written.
+const MOVE_COST: u64 = 2;
 
 /// Compacts the leaf of a disk that was opened for writing (or, to predict, in any way). What the disk reads does not
-/// change, nor do the identities that its children have recorded. Units of progress: bytes to be looked at and moved.
+/// change, nor do the identities that its children have recorded. Units of progress: bytes to be read, twice those to be moved.
 ///
 /// A fixed VHDX succeeds without shrinking.
 ///
@@ -116,13 +119,18 @@ fn run(disk: &VirtualDisk, options: &CompactOptions, monitor: &Monitor) -> Resul
         monitor,
         buffer: AlignedBuffer::new(READ),
         done: 0,
+        payload: 0,
+        free: 0,
+        looked_at: 0,
         blocks: 0,
         structures: 0,
         report: CompactReport::default(),
     };
     let usage = disk.with_chain(|chain| chain.leaf().image().usage())?;
     compaction.report.size_before = usage.file_size;
-    monitor.set(0, usage.payload / LOOK_COST + 1);
+    monitor.set(0, usage.payload.max(1));
+    compaction.payload = usage.payload;
+    compaction.free = usage.free;
     compaction.release_blocks()?;
     if options.dry_run {
         let block = usage.payload / usage.allocated_blocks.max(1);
@@ -152,8 +160,13 @@ struct Compaction<'a> {
     options: &'a CompactOptions,
     monitor: &'a Monitor,
     buffer: AlignedBuffer,
-    /// Units done.
+    /// Units done: bytes read, and for bytes moved [`MOVE_COST`].
     done: u64,
+    /// Space of all blocks, and of the file that is not in use.
+    payload: u64,
+    free: u64,
+    /// Space of the blocks that were looked at.
+    looked_at: u64,
     /// Blocks that were given back, and the bytes of their bitmaps.
     blocks: u64,
     structures: u64,
@@ -189,13 +202,29 @@ impl Compaction<'_> {
                 self.structures += found.structures;
                 self.blocks += 1;
             }
-            self.done += found.space / LOOK_COST;
-            self.monitor.advance(found.space / LOOK_COST);
+            self.done += LOOK_COST;
+            self.looked_at += found.space;
+            self.estimate();
         }
         if self.report.released > 0 && !self.options.dry_run {
             self.disk.flush()?;
         }
         Ok(())
+    }
+
+    /// Tells how far it is while blocks are looked at: the others will cost what these did on average, and what was
+    /// given back will be filled from the end of the file.
+    fn estimate(&self) {
+        let unseen = self.payload.saturating_sub(self.looked_at);
+        let looks = u128::from(unseen) * u128::from(self.done) / u128::from(self.looked_at.max(1));
+        let live = self.payload.saturating_sub(self.report.released);
+        let moves = if self.options.dry_run {
+            0
+        } else {
+            MOVE_COST * live.min(self.free + self.report.released)
+        };
+        let left = u64::try_from(looks).unwrap_or(unseen) + moves;
+        self.monitor.set(self.done, self.done + left);
     }
 
     fn is_unused(&mut self, chain: &Chain, block: &AllocatedBlock) -> Result<bool> {
@@ -212,6 +241,7 @@ impl Compaction<'_> {
                 let n = extent.length.min(READ as u64);
                 let part = &mut self.buffer[..to_usize(n)];
                 chain.read_at(at, part)?;
+                self.done += n;
                 if !is_zero(part) {
                     return Ok(false);
                 }
@@ -230,8 +260,9 @@ impl Compaction<'_> {
                 .disk
                 .change_chain(|chain| chain.split(0).0.image_mut().pack(STEP))?;
             self.report.moved += step.moved;
-            self.done += step.moved;
-            self.monitor.set(self.done, self.done + step.left);
+            self.done += MOVE_COST * step.moved;
+            self.monitor
+                .set(self.done, self.done + MOVE_COST * step.left);
             if step.left == 0 {
                 return Ok(());
             }
