@@ -344,7 +344,6 @@ fn mirroring(disk: &Arc<VirtualDisk>, folder: &std::path::Path) -> Running {
     use vhdkit::verbs::mirror::{MirrorOptions, break_mirror, is_mirrored, mirror};
     static NUMBER: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(0);
     let number = NUMBER.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-    let sector = disk.info().logical_sector_size;
     let operation = mirror(
         disk.clone(),
         MirrorOptions {
@@ -355,7 +354,7 @@ fn mirroring(disk: &Arc<VirtualDisk>, folder: &std::path::Path) -> Running {
                 disk_type: DiskType::Dynamic,
                 virtual_size: 0,
                 block_size: Some(MIB),
-                logical_sector_size: Some(sector),
+                logical_sector_size: None,
                 physical_sector_size: None,
                 identifier: None,
                 parent: None,

@@ -3,8 +3,9 @@
 //! In place and in small steps, each of which leaves a whole disk: requests of others run between them, a cancelled or
 //! killed compaction leaves a disk that reads as before and can be run again, and no second copy's space is needed.
 
-use std::ops::Range;
+use std::ops::{Range, RangeInclusive};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use crate::disk::{Chain, VirtualDisk};
 use crate::error::{Context, Error, ErrorKind, Result};
@@ -58,8 +59,11 @@ pub struct CompactReport {
     pub gaps: u64,
 }
 
-/// What a step moves at most, in bytes: requests of others wait so long.
-const STEP: u64 = 64 * MIB;
+/// What the first step of packing moves, in bytes. Requests of others wait for a step, and progress moves with it, so
+/// the next one is larger or smaller by how long it took.
+const FIRST_STEP: u64 = 8 * MIB;
+const STEPS: RangeInclusive<u64> = 4 * MIB..=256 * MIB;
+const STEP_TIME: Duration = Duration::from_millis(100);
 
 /// What is read at a time when looking for zeros, in bytes.
 const READ: usize = 256 * 1024;
@@ -254,11 +258,19 @@ impl Compaction<'_> {
     }
 
     fn pack(&mut self) -> Result<()> {
+        let mut budget = FIRST_STEP;
         loop {
             self.monitor.checkpoint()?;
+            let begun = Instant::now();
             let step = self
                 .disk
-                .change_chain(|chain| chain.split(0).0.image_mut().pack(STEP))?;
+                .change_chain(|chain| chain.split(0).0.image_mut().pack(budget))?;
+            budget = match begun.elapsed() {
+                time if time < STEP_TIME / 2 => budget * 4,
+                time if time > STEP_TIME * 3 / 2 => budget / 2,
+                _ => budget,
+            }
+            .clamp(*STEPS.start(), *STEPS.end());
             self.report.moved += step.moved;
             self.done += MOVE_COST * step.moved;
             self.monitor
