@@ -107,7 +107,7 @@ impl Bench<'_> {
                 let (mut ours, mut other) = self.ours(&["compact", &output], Some(&output), 0);
                 ours.before = vec![copy_of(&stash, &output)];
                 if let Some(other) = &mut other {
-                    other.before = ours.before.clone();
+                    other.before.clone_from(&ours.before);
                 }
                 let mut sides = vec![
                     ours,
@@ -162,7 +162,7 @@ impl Bench<'_> {
             let (mut ours, mut other) = self.ours(&["expand", &output, size], Some(&output), 0);
             ours.before = vec![copy_of(&stash, &output)];
             if let Some(other) = &mut other {
-                other.before = ours.before.clone();
+                other.before.clone_from(&ours.before);
             }
             let mut sides = vec![ours];
             sides.extend(other);
@@ -209,7 +209,7 @@ impl Bench<'_> {
             let (mut ours, mut other) = self.ours(&["merge", &child], Some(&parent), 0);
             ours.before = vec![copy_of(&old_parent, &parent), copy_of(&old_child, &child)];
             if let Some(other) = &mut other {
-                other.before = ours.before.clone();
+                other.before.clone_from(&ours.before);
             }
             let mut sides = vec![ours];
             let copy = path("copy");
