@@ -20,7 +20,7 @@ use super::sparse::Sparse;
 use crate::error::Result;
 use crate::image::{AllocatedBlock, Backing, Packed, Usage};
 use crate::num::{round_up, to_usize};
-use crate::storage::{AlignedBuffer, CopyRun};
+use crate::storage::{AlignedBuffer, CopyRun, copy_runs};
 
 impl VhdImage {
     /// Bitmaps count as structures; gaps that alignment leaves count as free. `packed_size` is what packing reaches.
@@ -156,11 +156,7 @@ impl VhdImage {
             for step in &batch {
                 copy_bitmap(sparse, step.from, step.to, &mut runs)?;
             }
-            // Into places that have been written before: threads past the page cache would be slower.
-            for CopyRun { from, to, length } in runs {
-                let storage = &*sparse.storage;
-                storage.copy_range_from(storage, from, to, length)?;
-            }
+            copy_runs(&*sparse.storage, &*sparse.storage, runs)?;
             let moves: Vec<_> = batch.iter().map(|m| (m.block, m.from, m.to)).collect();
             self.journal.move_blocks(&sparse.tables, &moves)?;
             plan.moves.truncate(plan.moves.len() - count);
