@@ -7,6 +7,7 @@ mod detect;
 mod gate;
 mod locate;
 mod mirror;
+mod reopen;
 
 pub use chain::{OpenOptions, Parents};
 pub use detect::{detect_format, open_image};
