@@ -11,7 +11,7 @@ use crate::constants::*;
 use crate::disk::{Attachment, Disk};
 use crate::guard::{Answer, Code, INVALID, guard, read, require, require_flags, require_or, write};
 use crate::handles;
-use crate::overlapped::run_now;
+use crate::overlapped::{guard_start, run_now};
 use crate::types::{ATTACH_VIRTUAL_DISK_PARAMETERS, HANDLE, OVERLAPPED, PWSTR};
 
 /// All flags that exist.
@@ -47,7 +47,7 @@ pub unsafe extern "C" fn AttachVirtualDisk(
     parameters: *const ATTACH_VIRTUAL_DISK_PARAMETERS,
     overlapped: *mut OVERLAPPED,
 ) -> u32 {
-    guard(|| {
+    guard_start(handle, overlapped, || {
         require_flags(flags, KNOWN_FLAGS)?;
         require(provider_specific_flags == 0)?;
         // SAFETY: as this function's.

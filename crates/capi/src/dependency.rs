@@ -2,6 +2,7 @@
 
 use vhdkit::disk::LayerInfo;
 use vhdkit::image::DiskType;
+use vhdkit::storage::FileStorage;
 
 use crate::codes::{ERROR_INSUFFICIENT_BUFFER, ERROR_VIRTDISK_NOT_VIRTUAL_DISK};
 use crate::constants::*;
@@ -99,7 +100,7 @@ fn entries(layers: &[LayerInfo], attached: u32) -> Answer<Vec<Entry>> {
             DEPENDENT_DISK_FLAG_FULLY_ALLOCATED,
         );
         add(i > 0, DEPENDENT_DISK_FLAG_PARENT);
-        let host = layer.storage.as_file().map(|file| file.host_disk());
+        let host = layer.storage.as_file().map(FileStorage::host_disk);
         add(
             host.transpose()?.is_some_and(|host| host.is_remote),
             DEPENDENT_DISK_FLAG_REMOTE,
@@ -153,13 +154,13 @@ impl List {
         let mut strings = HEADER + self.entries.len() * self.entry_size();
         let mut text = |units: &[u16]| -> PWSTR {
             // SAFETY: inside.
-            let at = unsafe { self.start.add(strings) }.cast::<u16>();
-            for (i, unit) in units.iter().enumerate() {
+            let at = unsafe { self.start.add(strings) };
+            for (i, byte) in units.iter().flat_map(|unit| unit.to_ne_bytes()).enumerate() {
                 // SAFETY: inside.
-                unsafe { write(at.add(i), *unit) };
+                unsafe { write(at.add(i), byte) };
             }
             strings += units.len() * 2;
-            at
+            at.cast()
         };
         for (i, entry) in self.entries.iter().enumerate() {
             // SAFETY: inside.

@@ -5,6 +5,7 @@ use crate::codes::ERROR_NOT_SUPPORTED;
 use crate::constants::*;
 use crate::guard::{Answer, Code, INVALID, guard, read, require, require_flags};
 use crate::handles;
+use crate::overlapped::guard_start;
 use crate::strings::{full_path, units};
 use crate::types::*;
 
@@ -164,7 +165,7 @@ pub unsafe extern "C" fn ForkVirtualDisk(
     parameters: *const FORK_VIRTUAL_DISK_PARAMETERS,
     overlapped: *mut OVERLAPPED,
 ) -> u32 {
-    guard(|| {
+    guard_start(handle, overlapped, || {
         require_flags(flags, FORK_VIRTUAL_DISK_FLAG_EXISTING_FILE)?;
         // SAFETY: as this function's.
         let parameters = unsafe { read(parameters) }.ok_or(INVALID)?;

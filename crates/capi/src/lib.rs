@@ -17,7 +17,6 @@
 
 #![expect(
     unsafe_code,
-    non_snake_case,
     reason = "the boundary to C: callers' pointers, and names that the SDK chose"
 )]
 #![expect(
@@ -53,3 +52,21 @@ mod strings;
 pub mod types;
 #[cfg(feature = "win32")]
 mod win32;
+
+// For tests and for other crates in Rust.
+pub use attach::*;
+pub use create::*;
+pub use dependency::*;
+pub use information::*;
+pub use later::*;
+pub use metadata::*;
+pub use mirror::*;
+pub use open::*;
+pub use operations::*;
+pub use parents::*;
+pub use progress::*;
+pub use scsi::*;
+pub use settings::*;
+pub use storage_type::*;
+#[cfg(feature = "win32")]
+pub use win32::*;

@@ -10,7 +10,7 @@ use crate::codes::*;
 use crate::constants::*;
 use crate::guard::{Answer, INVALID, guard, read, require, require_flags, require_or};
 use crate::handles;
-use crate::overlapped::run;
+use crate::overlapped::{guard_start, run};
 use crate::strings::full_path;
 use crate::types::{HANDLE, MIRROR_VIRTUAL_DISK_PARAMETERS, OVERLAPPED};
 
@@ -33,7 +33,7 @@ pub unsafe extern "C" fn MirrorVirtualDisk(
     parameters: *const MIRROR_VIRTUAL_DISK_PARAMETERS,
     overlapped: *mut OVERLAPPED,
 ) -> u32 {
-    guard(|| {
+    guard_start(handle, overlapped, || {
         require_flags(flags, KNOWN_FLAGS)?;
         // SAFETY: as this function's.
         let parameters = unsafe { read(parameters) }.ok_or(INVALID)?;

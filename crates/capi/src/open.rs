@@ -1,6 +1,6 @@
 //! OpenVirtualDisk (contract, 2.2).
 
-use std::path::PathBuf;
+use std::path::Path;
 use std::sync::Arc;
 
 use vhdkit::image::Format;
@@ -77,7 +77,7 @@ pub unsafe extern "C" fn OpenVirtualDisk(
 }
 
 /// Opens a file and names it.
-fn open(file: &PathBuf, opening: Opening) -> Answer<HANDLE> {
+fn open(file: &Path, opening: Opening) -> Answer<HANDLE> {
     let handle = Arc::new(DiskHandle::new(opening.access));
     handle.set_disk(Disk::open(file, opening)?);
     handles::insert(Object::Disk(handle))

@@ -8,9 +8,9 @@ use crate::access::{Access, Right};
 use crate::codes::{ERROR_ACCESS_DENIED, ERROR_NOT_SUPPORTED};
 use crate::constants::*;
 use crate::disk::Reserved;
-use crate::guard::{Answer, INVALID, guard, read, require, require_flags, require_or};
+use crate::guard::{Answer, INVALID, read, require, require_flags, require_or};
 use crate::handles;
-use crate::overlapped::run;
+use crate::overlapped::{guard_start, run};
 use crate::types::{
     COMPACT_VIRTUAL_DISK_PARAMETERS, EXPAND_VIRTUAL_DISK_PARAMETERS, HANDLE,
     MERGE_VIRTUAL_DISK_PARAMETERS, OVERLAPPED, RESIZE_VIRTUAL_DISK_PARAMETERS,
@@ -40,7 +40,7 @@ pub unsafe extern "C" fn CompactVirtualDisk(
     parameters: *const COMPACT_VIRTUAL_DISK_PARAMETERS,
     overlapped: *mut OVERLAPPED,
 ) -> u32 {
-    guard(|| {
+    guard_start(handle, overlapped, || {
         require_flags(
             flags,
             COMPACT_VIRTUAL_DISK_FLAG_NO_ZERO_SCAN | COMPACT_VIRTUAL_DISK_FLAG_NO_BLOCK_MOVES,
@@ -93,7 +93,7 @@ pub unsafe extern "C" fn MergeVirtualDisk(
     parameters: *const MERGE_VIRTUAL_DISK_PARAMETERS,
     overlapped: *mut OVERLAPPED,
 ) -> u32 {
-    guard(|| {
+    guard_start(handle, overlapped, || {
         require(flags == MERGE_VIRTUAL_DISK_FLAG_NONE)?;
         // SAFETY: as this function's.
         let (version, source, target) = unsafe { merge_depths(parameters) }?;
@@ -184,7 +184,7 @@ pub unsafe extern "C" fn ExpandVirtualDisk(
     parameters: *const EXPAND_VIRTUAL_DISK_PARAMETERS,
     overlapped: *mut OVERLAPPED,
 ) -> u32 {
-    guard(|| {
+    guard_start(handle, overlapped, || {
         require_flags(flags, EXPAND_VIRTUAL_DISK_FLAG_NOTIFY_CHANGE)?;
         // SAFETY: as this function's.
         let parameters = unsafe { read(parameters) }.ok_or(INVALID)?;
@@ -222,7 +222,7 @@ pub unsafe extern "C" fn ResizeVirtualDisk(
     parameters: *const RESIZE_VIRTUAL_DISK_PARAMETERS,
     overlapped: *mut OVERLAPPED,
 ) -> u32 {
-    guard(|| {
+    guard_start(handle, overlapped, || {
         // The two flags contradict each other.
         require(flags <= RESIZE_VIRTUAL_DISK_FLAG_RESIZE_TO_SMALLEST_SAFE_VIRTUAL_SIZE)?;
         // SAFETY: as this function's.

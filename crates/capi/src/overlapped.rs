@@ -16,7 +16,7 @@ use vhdkit::operation::{Observer, Status};
 use crate::codes::*;
 use crate::disk::DiskHandle;
 use crate::event::{Event, wait_until};
-use crate::guard::{Answer, Code, INVALID, caught, code_of, require};
+use crate::guard::{Answer, Code, INVALID, caught, code_of, guard, require};
 use crate::handles;
 use crate::types::{HANDLE, OVERLAPPED, VIRTUAL_DISK_PROGRESS};
 
@@ -203,6 +203,12 @@ impl Operations {
         result
     }
 
+    fn forget_finished(&self, overlapped: *const OVERLAPPED) {
+        self.lock().records.retain(|address, record| {
+            *address != overlapped.addr() || record.lock().status == ERROR_IO_PENDING
+        });
+    }
+
     /// How far an operation is (P-01 to P-22).
     pub(crate) fn progress(&self, overlapped: *const OVERLAPPED) -> Answer<VIRTUAL_DISK_PROGRESS> {
         let record = self.find(overlapped).ok_or(INVALID)?;
@@ -345,6 +351,26 @@ impl Record {
         drop(state);
         self.over.notify_all();
     }
+}
+
+/// The body of a function that may start an operation. If it did not start, its OVERLAPPED is none of an operation any
+/// more (P-30, P-05), unless one is still under way (P-26).
+pub(crate) fn guard_start(
+    handle: HANDLE,
+    overlapped: *mut OVERLAPPED,
+    body: impl FnOnce() -> Answer,
+) -> u32 {
+    guard(|| {
+        let answer = caught(body);
+        if let Err(Code(code)) = answer
+            && code != ERROR_IO_PENDING
+            && !overlapped.is_null()
+            && let Ok(handle) = handles::disk(handle)
+        {
+            handle.operations.forget_finished(overlapped);
+        }
+        answer
+    })
 }
 
 /// Runs an operation of the library: to its end without an OVERLAPPED (P-33), else beside the caller (ERROR_IO_PENDING).

@@ -23,7 +23,7 @@ enum Change {
     Identifier(Uuid),
     DiskId(Uuid),
     PhysicalSectorSize(u32),
-    ChangeTracking,
+    Tracking,
     Locator { linkage: Uuid, path: PathBuf },
 }
 
@@ -84,7 +84,7 @@ unsafe fn arms(info: *const SET_VIRTUAL_DISK_INFO) -> Answer<Change> {
                 let id = read(&raw const (*union).VirtualDiskId).ok_or(INVALID)?;
                 Change::DiskId(id.given().ok_or(INVALID)?)
             }
-            Some(SET_VIRTUAL_DISK_INFO_CHANGE_TRACKING_STATE) => Change::ChangeTracking,
+            Some(SET_VIRTUAL_DISK_INFO_CHANGE_TRACKING_STATE) => Change::Tracking,
             Some(SET_VIRTUAL_DISK_INFO_PARENT_LOCATOR) => {
                 let arm = read(&raw const (*union).ParentLocator).ok_or(INVALID)?;
                 Change::Locator {
@@ -122,7 +122,7 @@ fn apply(handle: &DiskHandle, disk: &Arc<Disk>, change: Change) -> Answer {
             Ok(set::set_physical_sector_size(&target, size)?)
         }
         Change::Locator { linkage, path } => Ok(set_parent_locator(&target, linkage, &path)?),
-        Change::ChangeTracking => Err(Code(ERROR_NOT_SUPPORTED)),
+        Change::Tracking => Err(Code(ERROR_NOT_SUPPORTED)),
     }
 }
 

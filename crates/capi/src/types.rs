@@ -5,9 +5,7 @@
 
 #![expect(
     missing_docs,
-    non_camel_case_types,
     non_snake_case,
-    clippy::struct_field_names,
     reason = "names of the SDK, which documents them"
 )]
 

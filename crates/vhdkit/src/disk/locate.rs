@@ -99,7 +99,11 @@ pub(super) fn find_absolute_parent(
     let absolute = reference
         .paths
         .iter()
-        .filter(|p| !matches!(p.kind, ParentPathKind::Relative | ParentPathKind::Name))
+        .filter(|p| match p.kind {
+            ParentPathKind::Relative | ParentPathKind::Name => false,
+            ParentPathKind::Url => !p.path.starts_with("file://./"),
+            ParentPathKind::Absolute | ParentPathKind::Volume => true,
+        })
         .filter_map(|p| resolve(folder, p, map));
     first_file(reference, absolute)
 }
