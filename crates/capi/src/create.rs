@@ -6,6 +6,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use uuid::Uuid;
 use vhdkit::OpenOptions;
+use vhdkit::disk::Parents;
 use vhdkit::image::{CreateParameters, DiskType, Format, IdentifierSource};
 use vhdkit::verbs::convert::{ConvertOptions, convert};
 use vhdkit::verbs::create::{CreateOptions, create};
@@ -276,7 +277,9 @@ impl Request {
                 format,
                 disk_type: self.disk_type(flags),
                 virtual_size: self.size,
-                block_size: given(self.block_size).map(u64::from),
+                block_size: given(self.block_size)
+                    .map(u64::from)
+                    .or_else(|| self.default_block_size(format, flags)),
                 logical_sector_size: given(self.sector_size),
                 physical_sector_size: given(self.physical_sector_size),
                 identifier,
@@ -293,6 +296,25 @@ impl Request {
             opening,
             file,
         })
+    }
+
+    /// The contract's defaults (2.1), not the library's: they do not depend on the size of the disk.
+    fn default_block_size(&self, format: Format, flags: u32) -> Option<u64> {
+        const MIB: u64 = 1 << 20;
+        match (format, self.disk_type(flags)) {
+            (Format::Vhdx, DiskType::Dynamic) => Some(32 * MIB),
+            (Format::Vhdx, DiskType::Differencing) => Some(2 * MIB),
+            (Format::Vhd, DiskType::Dynamic) => Some(2 * MIB),
+            (Format::Vhd, DiskType::Differencing) => {
+                // What cannot be opened is reported by the operation.
+                let parent = OpenOptions::new()
+                    .parents(Parents::Ignored)
+                    .open(self.parent.as_ref()?)
+                    .ok()?;
+                Some(parent.info().block_size.unwrap_or(2 * MIB))
+            }
+            _ => None,
+        }
     }
 
     /// A device is read as it is; a file is what its type or name says.
@@ -387,9 +409,7 @@ fn run_plan(plan: Plan, overlapped: *mut OVERLAPPED, hand_out: impl FnOnce(HANDL
 
 /// A child starts with its parent's user metadata.
 fn copy_metadata(parent: &Path, child: &Disk) -> Answer {
-    let parent = OpenOptions::new()
-        .parents(vhdkit::disk::Parents::Ignored)
-        .open(parent);
+    let parent = OpenOptions::new().parents(Parents::Ignored).open(parent);
     // The parent is open read-only behind the child, so it opens again; if the child has been opened without it and
     // the parent is gone, there is nothing to copy.
     let Ok(parent) = parent else { return Ok(()) };

@@ -35,10 +35,11 @@ static void p_03_the_same_address(HANDLE other) {
 
 /* P-02, P-05, P-06: no operation, no answer; and nothing is broken by having asked. */
 static void p_05_never_an_operation(void) {
-    OVERLAPPED o = with_event();
+    static OVERLAPPED o; /* at an address that no operation had before */
     VIRTUAL_DISK_PROGRESS p;
     COMPACT_VIRTUAL_DISK_PARAMETERS bad;
     DWORD n;
+    o = with_event();
     EXPECT(ERROR_INVALID_PARAMETER, GetVirtualDiskOperationProgress(disk, &o, &p));
     EXPECT(ERROR_INVALID_PARAMETER, GetVirtualDiskOperationProgress(disk, NULL, &p));
     EXPECT(ERROR_INVALID_PARAMETER, GetVirtualDiskOperationProgress(disk, &o, NULL));
@@ -46,6 +47,11 @@ static void p_05_never_an_operation(void) {
     memset(&bad, 0, sizeof bad);
     EXPECT(ERROR_INVALID_PARAMETER, CompactVirtualDisk(disk, COMPACT_VIRTUAL_DISK_FLAG_NONE, &bad, &o));
     EXPECT(ERROR_INVALID_PARAMETER, GetVirtualDiskOperationProgress(disk, &o, &p));
+    /* Nor if one had it before. */
+    EXPECT(ERROR_SUCCESS, finish_started(CompactVirtualDisk(disk, COMPACT_VIRTUAL_DISK_FLAG_NONE, NULL, &o), disk, &o));
+    EXPECT(ERROR_INVALID_PARAMETER, CompactVirtualDisk(disk, COMPACT_VIRTUAL_DISK_FLAG_NONE, &bad, &o));
+    EXPECT(ERROR_INVALID_PARAMETER, GetVirtualDiskOperationProgress(disk, &o, &p));
+    CHECK(ResetEvent(o.hEvent));
     EXPECT(WAIT_TIMEOUT, WaitForSingleObject(o.hEvent, 0));
     EXPECT_LAST_ERROR(ERROR_NOT_FOUND, CancelIoEx(disk, &o));
     CHECK(GetOverlappedResult(disk, &o, &n, FALSE));
