@@ -17,7 +17,8 @@ use vhdkit::{OpenOptions, VirtualDisk};
 
 use crate::access::Access;
 use crate::codes::{
-    ERROR_ACCESS_DENIED, ERROR_BUSY, ERROR_SHARING_VIOLATION, ERROR_VHD_INVALID_STATE,
+    ERROR_ACCESS_DENIED, ERROR_BUSY, ERROR_FILE_CORRUPT, ERROR_SHARING_VIOLATION,
+    ERROR_VHD_INVALID_STATE,
 };
 use crate::constants::*;
 use crate::guard::{Answer, Code, require_or};
@@ -39,8 +40,13 @@ impl Opening {
     pub(crate) fn options(self) -> OpenOptions {
         let has = |flag| self.flags & flag != 0;
         let alone = OPEN_VIRTUAL_DISK_FLAG_NO_PARENTS | OPEN_VIRTUAL_DISK_FLAG_CUSTOM_DIFF_CHAIN;
-        OpenOptions::new()
-            .format(self.format)
+        let options = OpenOptions::new();
+        // An ISO is told by its content; the others by their type alone, whatever a guest has written.
+        let options = match self.format {
+            Format::Iso => options,
+            format => options.format(format),
+        };
+        options
             .write_depth(self.access.write_depth())
             .direct(!has(OPEN_VIRTUAL_DISK_FLAG_CACHED_IO))
             .cached_parents(has(OPEN_VIRTUAL_DISK_FLAG_PARENT_CACHED_IO))
@@ -52,6 +58,23 @@ impl Opening {
             })
     }
 }
+
+impl Opening {
+    /// Opens the file. ERROR_FILE_CORRUPT for an ISO that is none.
+    fn open(self, path: &Path) -> Answer<VirtualDisk> {
+        let disk = self.options().open(path)?;
+        if self.format == Format::Iso {
+            let info = disk.info();
+            let whole = info.file_size >= ISO_MINIMUM && info.file_size.is_multiple_of(ISO_SECTOR);
+            require_or(info.format == Format::Iso && whole, ERROR_FILE_CORRUPT)?;
+        }
+        Ok(disk)
+    }
+}
+
+/// Least length of an ISO in bytes, and what its length is a multiple of (contract, 2.2).
+const ISO_MINIMUM: u64 = 34_816;
+const ISO_SECTOR: u64 = 2048;
 
 /// A disk that is open.
 pub(crate) struct Disk {
@@ -119,7 +142,7 @@ impl Disk {
         }
         let disk = Arc::new(Self {
             opened: RwLock::new(Opened {
-                disk: Arc::new(opening.options().open(path)?),
+                disk: Arc::new(opening.open(path)?),
                 opening,
             }),
             file,
@@ -157,12 +180,12 @@ impl Disk {
         let before = opened.opening;
         let old = std::mem::replace(&mut opened.disk, Arc::new(nothing()?));
         drop(old);
-        let result = opening.options().open(path);
+        let result = opening.open(path);
         let (disk, opening) = match result {
             Ok(disk) => (disk, opening),
             Err(e) => {
-                opened.disk = Arc::new(before.options().open(path)?);
-                return Err(e.into());
+                opened.disk = Arc::new(before.open(path)?);
+                return Err(e);
             }
         };
         *opened = Opened {
