@@ -19,7 +19,7 @@
     unsafe_code,
     reason = "the boundary to C: callers' pointers, and names that the SDK chose"
 )]
-#![expect(
+#![allow(
     clippy::wildcard_imports,
     reason = "constants, codes and types of the SDK have names of their own kind"
 )]

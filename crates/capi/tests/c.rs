@@ -1,5 +1,7 @@
 //! The C programs of `tests/c`, each built by gcc and g++ with all warnings as errors, and run in a folder of its own.
 
+#![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
+
 mod common;
 
 use common::{Compiler, Language};
@@ -37,4 +39,22 @@ macro_rules! programs {
     };
 }
 
-programs! { disks progress mirror information operations }
+programs! { disks progress mirror information operations threads }
+
+#[test]
+fn source_written_for_windows_compiles_unchanged() {
+    for language in [Language::C, Language::Cpp] {
+        let folder = tempfile::tempdir().unwrap();
+        let shim = common::include().join("vhdkit-windows");
+        Compiler::new(language)
+            .options(&["-fshort-wchar", "-I", shim.to_str().unwrap()])
+            .run(include_str!("c/windows_source.c"), &[folder.path()]);
+    }
+}
+
+#[test]
+fn programs_link_statically_as_well() {
+    let folder = tempfile::tempdir().unwrap();
+    let compiler = Compiler::new(Language::C).linked_statically();
+    compiler.run(include_str!("c/information.c"), &[folder.path()]);
+}

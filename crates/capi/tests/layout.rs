@@ -1,6 +1,8 @@
 //! Layouts and numbers, both ways: of the Rust side against the Windows metadata (`windows-sys`), and of the header
 //! against both, by static assertions that gcc and g++ compile (contract, 3 to 5).
 
+#![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
+
 mod common;
 
 use std::mem::offset_of;
@@ -34,7 +36,7 @@ macro_rules! numbers {
     ($c:ident, $ours:ident, $theirs:ident: $($name:ident)*) => {
         $(
             let value = u64::from($ours::$name);
-            #[allow(clippy::unnecessary_cast, trivial_numeric_casts, reason = "of several types")]
+            #[allow(clippy::unnecessary_cast, clippy::cast_sign_loss, trivial_numeric_casts, reason = "of several types")]
             let known = u64::from($theirs::$name as u32);
             assert_eq!(value, known, stringify!($name));
             $c.push(format!("CHECK((unsigned long long){} == {value}ull);", stringify!($name)));

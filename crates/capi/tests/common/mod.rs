@@ -49,6 +49,7 @@ pub fn exported_symbols() -> Option<Vec<String>> {
 pub struct Compiler {
     language: Language,
     options: Vec<String>,
+    linked_statically: bool,
     folder: tempfile::TempDir,
 }
 
@@ -57,12 +58,19 @@ impl Compiler {
         Self {
             language,
             options: Vec::new(),
+            linked_statically: false,
             folder: tempfile::tempdir().unwrap(),
         }
     }
 
     pub fn options(mut self, options: &[&str]) -> Self {
         self.options.extend(options.iter().map(ToString::to_string));
+        self
+    }
+
+    /// The library becomes part of the program.
+    pub fn linked_statically(mut self) -> Self {
+        self.linked_statically = true;
         self
     }
 
@@ -99,14 +107,17 @@ impl Compiler {
         let name = self.folder.path().join("libvirtdisk.so.0");
         let _ = std::os::unix::fs::symlink(library().join("libvirtdisk.so"), name);
         let mut command = self.command(source);
-        succeed(
+        command.arg("-o").arg(&program);
+        if self.linked_statically {
+            command.arg(library().join("libvirtdisk.a"));
+            command.args(["-lpthread", "-ldl", "-lm"]);
+        } else {
             command
-                .arg("-o")
-                .arg(&program)
                 .arg("-L")
                 .arg(library())
-                .args(["-lvirtdisk", "-lpthread"]),
-        );
+                .args(["-lvirtdisk", "-lpthread"]);
+        }
+        succeed(&mut command);
         program
     }
 
