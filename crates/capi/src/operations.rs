@@ -1,8 +1,11 @@
 //! CompactVirtualDisk, MergeVirtualDisk, ExpandVirtualDisk, ResizeVirtualDisk (contract, 2.12 to 2.15).
 
+use std::sync::Arc;
+
 use vhdkit::verbs::compact::{CompactMode, CompactOptions, compact};
 use vhdkit::verbs::merge::{MergeOptions, merge};
 use vhdkit::verbs::resize::{NewSize, ResizeOptions, resize};
+use vhdkit::{OpenOptions, VirtualDisk};
 
 use crate::access::{Access, Right};
 use crate::codes::{ERROR_ACCESS_DENIED, ERROR_NOT_SUPPORTED};
@@ -115,30 +118,63 @@ pub unsafe extern "C" fn MergeVirtualDisk(
             source_depth: source,
             target_depth: target,
             delete_merged: false,
-            open: vhdkit::OpenOptions::new(),
+            open: OpenOptions::new(),
             dry_run: false,
         };
         let merged = disk.disk();
-        let open = disk.opening().options();
-        if opened < target {
-            open.set_write_depth(&merged, target)?;
-        }
-        let again = merged.clone();
+        let deeper = Deeper::new(merged.clone(), disk.opening().options(), opened, target)?;
         let end = end(reserved);
         run(
             &handle,
             overlapped,
             || merge(merged, options),
             move |result| {
-                let restored = if opened < target {
-                    open.set_write_depth(&again, opened)
-                } else {
-                    Ok(())
-                };
+                let restored = deeper.end();
                 end(result.and_then(|report| restored.map(|()| report)))
             },
         )
     })
+}
+
+/// Parents that are open for writing as long as this lives.
+struct Deeper {
+    disk: Arc<VirtualDisk>,
+    open: OpenOptions,
+    /// How many images are to be writable afterwards; `None` if nothing was changed or it was put right.
+    before: Option<usize>,
+}
+
+impl Deeper {
+    fn new(
+        disk: Arc<VirtualDisk>,
+        open: OpenOptions,
+        opened: usize,
+        wanted: usize,
+    ) -> Answer<Self> {
+        let before = (opened < wanted).then_some(opened);
+        if before.is_some() {
+            open.set_write_depth(&disk, wanted)?;
+        }
+        Ok(Self { disk, open, before })
+    }
+
+    fn end(mut self) -> vhdkit::Result<()> {
+        self.restore()
+    }
+
+    fn restore(&mut self) -> vhdkit::Result<()> {
+        match self.before.take() {
+            Some(before) => self.open.set_write_depth(&self.disk, before),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Drop for Deeper {
+    fn drop(&mut self) {
+        // Only if the operation did not start, whose error is told instead.
+        let _ = self.restore();
+    }
 }
 
 /// Version, first merged depth and target depth.

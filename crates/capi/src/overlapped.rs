@@ -361,6 +361,9 @@ pub(crate) fn guard_start(
     body: impl FnOnce() -> Answer,
 ) -> u32 {
     guard(|| {
+        if !overlapped.is_null() {
+            Memory::new(overlapped)?;
+        }
         let answer = caught(body);
         if let Err(Code(code)) = answer
             && code != ERROR_IO_PENDING
