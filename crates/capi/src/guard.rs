@@ -72,3 +72,15 @@ pub(crate) unsafe fn write<T: Copy>(at: *mut T, value: T) {
         unsafe { at.write_unaligned(value) };
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_panic_becomes_a_code() {
+        assert_eq!(guard(|| panic!("inside")), ERROR_INTERNAL_ERROR);
+        assert_eq!(guard(|| Ok(())), 0);
+        assert_eq!(guard(|| require_flags(4, 3)), ERROR_INVALID_PARAMETER);
+    }
+}
