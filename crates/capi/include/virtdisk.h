@@ -759,6 +759,22 @@ DWORD WINAPI CompleteForkVirtualDisk(HANDLE VirtualDiskHandle);
 DWORD WINAPI RawSCSIVirtualDisk(HANDLE VirtualDiskHandle, const RAW_SCSI_VIRTUAL_DISK_PARAMETERS *Parameters,
                                 RAW_SCSI_VIRTUAL_DISK_FLAG Flags, PRAW_SCSI_VIRTUAL_DISK_RESPONSE Response);
 
+/* --- the Win32 calls of vhdkit_win32.h once more, for programs that have functions of these names themselves --------- */
+
+DWORD WINAPI vhdkit_GetLastError(void);
+HANDLE WINAPI vhdkit_CreateEventW(const void *Attributes, int ManualReset, int InitialState, PCWSTR Name);
+int WINAPI vhdkit_SetEvent(HANDLE Event);
+int WINAPI vhdkit_ResetEvent(HANDLE Event);
+DWORD WINAPI vhdkit_WaitForSingleObject(HANDLE Handle, DWORD Milliseconds);
+int WINAPI vhdkit_CloseHandle(HANDLE Handle);
+int WINAPI vhdkit_GetOverlappedResult(HANDLE File, LPOVERLAPPED Overlapped, PULONG BytesTransferred, int Wait);
+int WINAPI vhdkit_CancelIo(HANDLE File);
+int WINAPI vhdkit_CancelIoEx(HANDLE File, LPOVERLAPPED Overlapped);
+int WINAPI vhdkit_ReadFile(HANDLE File, void *Buffer, ULONG BytesToRead, PULONG BytesRead, LPOVERLAPPED Overlapped);
+int WINAPI vhdkit_WriteFile(HANDLE File, const void *Buffer, ULONG BytesToWrite, PULONG BytesWritten,
+                            LPOVERLAPPED Overlapped);
+int WINAPI vhdkit_FlushFileBuffers(HANDLE File);
+
 /* --- old names ------------------------------------------------------------------------------------------------ */
 
 #define SurfaceVirtualDisk AttachVirtualDisk

@@ -11,7 +11,7 @@
 //! | `disk` | what a virtual disk handle stands for, and what it may be used for |
 //! | `overlapped`, `progress` | operations by the address of their OVERLAPPED |
 //! | one file for each group of functions | arguments are checked completely, then the library is called |
-//! | `win32`, `io` | the Win32 calls that such programs need |
+//! | `win32`, `prefixed`, `io` | the Win32 calls that such programs need |
 //!
 //! Order of checks in every function: arguments (87, 123, 206), handle (6), rights (5), state.
 
@@ -44,13 +44,13 @@ mod open;
 mod operations;
 mod overlapped;
 mod parents;
+mod prefixed;
 mod progress;
 mod scsi;
 mod settings;
 mod storage_type;
 mod strings;
 pub mod types;
-#[cfg(feature = "win32")]
 mod win32;
 
 // For tests and for other crates in Rust.
@@ -64,9 +64,9 @@ pub use mirror::*;
 pub use open::*;
 pub use operations::*;
 pub use parents::*;
+pub use prefixed::*;
 pub use progress::*;
 pub use scsi::*;
 pub use settings::*;
 pub use storage_type::*;
-#[cfg(feature = "win32")]
 pub use win32::*;

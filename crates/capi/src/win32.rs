@@ -1,4 +1,10 @@
-//! The Win32 calls that programs for virtdisk.h need, under their own names. The feature `win32` leaves them out.
+//! The Win32 calls that programs for virtdisk.h need, under their own names. Without the feature `win32` they are not
+//! exported; those of `prefixed` always are.
+
+#![allow(
+    non_snake_case,
+    reason = "names of Windows, also where they are not exported"
+)]
 
 use std::cell::Cell;
 use std::ffi::{c_char, c_void};
@@ -18,13 +24,13 @@ thread_local! {
 }
 
 /// Why the last call of this thread failed.
-#[unsafe(no_mangle)]
+#[cfg_attr(feature = "win32", unsafe(no_mangle))]
 pub extern "C" fn GetLastError() -> u32 {
     LAST_ERROR.get()
 }
 
 /// Sets what GetLastError gives.
-#[unsafe(no_mangle)]
+#[cfg_attr(feature = "win32", unsafe(no_mangle))]
 pub extern "C" fn SetLastError(code: u32) {
     LAST_ERROR.set(code);
 }
@@ -49,7 +55,7 @@ fn succeeds(body: impl FnOnce() -> Answer) -> BOOL {
 ///
 /// # Safety
 /// None: the pointers are not followed.
-#[unsafe(no_mangle)]
+#[cfg_attr(feature = "win32", unsafe(no_mangle))]
 pub unsafe extern "C" fn CreateEventW(
     _attributes: *const c_void,
     manual_reset: BOOL,
@@ -64,7 +70,7 @@ pub unsafe extern "C" fn CreateEventW(
 }
 
 /// Signals an event.
-#[unsafe(no_mangle)]
+#[cfg_attr(feature = "win32", unsafe(no_mangle))]
 pub extern "C" fn SetEvent(handle: HANDLE) -> BOOL {
     succeeds(|| {
         handles::event(handle)?.set();
@@ -73,7 +79,7 @@ pub extern "C" fn SetEvent(handle: HANDLE) -> BOOL {
 }
 
 /// Takes an event's signal back.
-#[unsafe(no_mangle)]
+#[cfg_attr(feature = "win32", unsafe(no_mangle))]
 pub extern "C" fn ResetEvent(handle: HANDLE) -> BOOL {
     succeeds(|| {
         handles::event(handle)?.reset();
@@ -91,7 +97,7 @@ fn timeout(milliseconds: u32) -> Option<Duration> {
 }
 
 /// Waits for an event, or until a virtual disk handle has no operation under way.
-#[unsafe(no_mangle)]
+#[cfg_attr(feature = "win32", unsafe(no_mangle))]
 pub extern "C" fn WaitForSingleObject(handle: HANDLE, milliseconds: u32) -> u32 {
     report(WAIT_FAILED, || {
         let timeout = timeout(milliseconds);
@@ -109,7 +115,7 @@ pub extern "C" fn WaitForSingleObject(handle: HANDLE, milliseconds: u32) -> u32 
 
 /// Closes a handle. Operations of a virtual disk handle are cancelled and have ended when this returns (P-25); what was
 /// written is durable if it was the disk's last handle.
-#[unsafe(no_mangle)]
+#[cfg_attr(feature = "win32", unsafe(no_mangle))]
 pub extern "C" fn CloseHandle(handle: HANDLE) -> BOOL {
     succeeds(|| {
         if let Object::Disk(disk) = handles::remove(handle)? {
@@ -123,7 +129,7 @@ pub extern "C" fn CloseHandle(handle: HANDLE) -> BOOL {
 ///
 /// # Safety
 /// Pointers are NULL or lead to what their types say.
-#[unsafe(no_mangle)]
+#[cfg_attr(feature = "win32", unsafe(no_mangle))]
 pub unsafe extern "C" fn GetOverlappedResult(
     handle: HANDLE,
     overlapped: *mut OVERLAPPED,
@@ -141,7 +147,7 @@ pub unsafe extern "C" fn GetOverlappedResult(
 }
 
 /// Cancels what this thread has started on a handle (P-24).
-#[unsafe(no_mangle)]
+#[cfg_attr(feature = "win32", unsafe(no_mangle))]
 pub extern "C" fn CancelIo(handle: HANDLE) -> BOOL {
     succeeds(|| {
         let handle = handles::disk(handle)?;
@@ -155,7 +161,7 @@ pub extern "C" fn CancelIo(handle: HANDLE) -> BOOL {
 ///
 /// # Safety
 /// None: the OVERLAPPED is only compared.
-#[unsafe(no_mangle)]
+#[cfg_attr(feature = "win32", unsafe(no_mangle))]
 pub unsafe extern "C" fn CancelIoEx(handle: HANDLE, overlapped: *const OVERLAPPED) -> BOOL {
     succeeds(|| {
         let which = if overlapped.is_null() {
@@ -171,7 +177,7 @@ pub unsafe extern "C" fn CancelIoEx(handle: HANDLE, overlapped: *const OVERLAPPE
 ///
 /// # Safety
 /// Pointers are NULL or lead to what their types say, `buffer` to `length` bytes.
-#[unsafe(no_mangle)]
+#[cfg_attr(feature = "win32", unsafe(no_mangle))]
 pub unsafe extern "C" fn ReadFile(
     handle: HANDLE,
     buffer: *mut c_void,
@@ -196,7 +202,7 @@ pub unsafe extern "C" fn ReadFile(
 ///
 /// # Safety
 /// Pointers are NULL or lead to what their types say, `buffer` to `length` bytes.
-#[unsafe(no_mangle)]
+#[cfg_attr(feature = "win32", unsafe(no_mangle))]
 pub unsafe extern "C" fn WriteFile(
     handle: HANDLE,
     buffer: *const c_void,
@@ -237,13 +243,13 @@ unsafe fn moved(
 }
 
 /// What was written to a disk is durable when this returns.
-#[unsafe(no_mangle)]
+#[cfg_attr(feature = "win32", unsafe(no_mangle))]
 pub extern "C" fn FlushFileBuffers(handle: HANDLE) -> BOOL {
     succeeds(|| io::flush(handle))
 }
 
 /// Waits.
-#[unsafe(no_mangle)]
+#[cfg_attr(feature = "win32", unsafe(no_mangle))]
 pub extern "C" fn Sleep(milliseconds: u32) {
     match timeout(milliseconds) {
         Some(time) => std::thread::sleep(time),
@@ -265,7 +271,7 @@ const WC_ERR_INVALID_CHARS: u32 = 0x80;
 ///
 /// # Safety
 /// `text` is `length` bytes long, or ends with a zero if that is -1; `wide` has room for `wide_length` units.
-#[unsafe(no_mangle)]
+#[cfg_attr(feature = "win32", unsafe(no_mangle))]
 pub unsafe extern "C" fn MultiByteToWideChar(
     code_page: u32,
     flags: u32,
@@ -302,7 +308,7 @@ pub unsafe extern "C" fn MultiByteToWideChar(
 ///
 /// # Safety
 /// `wide` is `length` units long, or ends with a zero if that is -1; `text` has room for `text_length` bytes.
-#[unsafe(no_mangle)]
+#[cfg_attr(feature = "win32", unsafe(no_mangle))]
 pub unsafe extern "C" fn WideCharToMultiByte(
     code_page: u32,
     flags: u32,

@@ -423,8 +423,8 @@ fn a_program_may_bring_its_own_windows_h() {
         #define GUID_DEFINED
         typedef struct { uintptr_t Internal, InternalHigh; uint64_t Offset; HANDLE hEvent; } OVERLAPPED, *LPOVERLAPPED;
         #define ERROR_SUCCESS 0L
-        static int CloseHandle(HANDLE h) { return h == 0; }
         #include <virtdisk.h>
+        static int CloseHandle(HANDLE h) { return h == 0 || vhdkit_CloseHandle(h); }
         int main(void) {
             return DetachVirtualDisk(0, DETACH_VIRTUAL_DISK_FLAG_NONE, 0) != ERROR_INVALID_HANDLE || !CloseHandle(0);
         }
@@ -458,6 +458,6 @@ fn only_the_api_is_exported() {
             "{function}"
         );
     }
-    // 29 functions of the API, 2 identifiers, 16 Win32 calls.
-    assert_eq!(symbols.len(), 29 + 2 + 16);
+    // 29 functions of the API, 2 identifiers, 16 Win32 calls, 12 of them once more.
+    assert_eq!(symbols.len(), 29 + 2 + 16 + 12);
 }
