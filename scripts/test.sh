@@ -36,6 +36,7 @@ main() {
   run_tests
   run_doc_tests
   run_loom_tests
+  count_cargo_test "memory of C programs" cargo test --locked -p vhdkit-capi --test c --no-fail-fast -- --ignored
   # What a conversion, a flush, an allocation cost in system calls, barriers, bytes and memory.
   step "counts" cargo run --release --locked -p vhdkit-bench -- --gate
   step "documentation" env RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --locked
@@ -72,13 +73,13 @@ step() {
 
 # The peers that our files are read back with, and the tools of the end-to-end tests.
 QEMU_PACKAGES=(qemu-utils qemu-system-common)
-PACKAGES=(7zip libvhdi-utils python3-libvhdi fio strace xfsprogs btrfs-progs zstd tmux gdisk fdisk)
+PACKAGES=(7zip libvhdi-utils python3-libvhdi fio strace xfsprogs btrfs-progs zstd tmux gdisk fdisk gcc g++ valgrind)
 
 install_packages() {
   local qemu=() others=() package
   if ! command -v dpkg-query >/dev/null; then
     local missing=() tool
-    for tool in qemu-img qemu-io 7zz vhdiinfo fio strace mkfs.xfs mkfs.btrfs zstd tmux sgdisk sfdisk; do
+    for tool in qemu-img qemu-io 7zz vhdiinfo fio strace mkfs.xfs mkfs.btrfs zstd tmux sgdisk sfdisk gcc g++ valgrind; do
       command -v "$tool" >/dev/null || missing+=("$tool")
     done
     ((${#missing[@]})) && echo "missing tools (tests that need them will say so): ${missing[*]}"

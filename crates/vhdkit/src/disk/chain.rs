@@ -5,7 +5,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::locate::{ParentMap, find_parent};
+use super::locate::{ParentMap, find_absolute_parent, find_parent};
 use super::{Layer, VirtualDisk, detect_format, open_image};
 use crate::error::{Context, Error, ErrorKind, Result};
 use crate::image::{Format, ImageInfo};
@@ -35,7 +35,9 @@ pub struct OpenOptions {
     format: Option<Format>,
     parents: Parents,
     parent_map: ParentMap,
-    direct: bool,
+    pub(super) direct: bool,
+    cached_parents: bool,
+    absolute_only: bool,
 }
 
 impl OpenOptions {
@@ -63,6 +65,20 @@ impl OpenOptions {
     #[must_use]
     pub fn direct(mut self, direct: bool) -> Self {
         self.direct = direct;
+        self
+    }
+
+    /// With [`OpenOptions::direct`]: only the leaf bypasses the page cache.
+    #[must_use]
+    pub fn cached_parents(mut self, cached: bool) -> Self {
+        self.cached_parents = cached;
+        self
+    }
+
+    /// Looks for parents only where their absolute paths say, neither relative to the child nor beside it.
+    #[must_use]
+    pub fn ignore_relative_paths(mut self, ignore: bool) -> Self {
+        self.absolute_only = ignore;
         self
     }
 
@@ -121,9 +137,14 @@ impl OpenOptions {
                 (Parents::Given(given), Some(_)) if depth < given.len() => {
                     Some(given[depth].clone())
                 }
-                (_, Some(reference)) => Some(
-                    find_parent(layer.path(), reference, &self.parent_map).at_path(layer.path())?,
-                ),
+                (_, Some(reference)) => {
+                    let find = if self.absolute_only {
+                        find_absolute_parent
+                    } else {
+                        find_parent
+                    };
+                    Some(find(layer.path(), reference, &self.parent_map).at_path(layer.path())?)
+                }
             };
             let child_path = layer.path().to_path_buf();
             layers.push(layer);
@@ -142,16 +163,53 @@ impl OpenOptions {
                 seen.insert(id, parent.clone());
             }
             let writable = self.write_depth > depth + 1;
-            let (next, next_info) = open_layer(&parent, None, writable, self.direct)
+            let (next, next_info) = open_layer(&parent, None, writable, self.direct_parents())
                 .map_err(|e| in_parent(&e, &child_path, &parent))?;
             verify(&info, &child_path, &next_info, &parent)?;
             (layer, info) = (next, next_info);
         }
         VirtualDisk::from_layers(layers, self.write_depth > 0)
     }
+
+    pub(super) fn direct_parents(&self) -> bool {
+        self.direct && !self.cached_parents
+    }
+
+    /// Puts a file behind the last image of a disk that was opened without its parents ([`Parents::Ignored`]): a chain
+    /// made by hand, one image after the other. No file is changed; the new one is opened read-only.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidType`] if the last image has no parent, otherwise as [`OpenOptions::open`] for the chain.
+    pub fn append_parent(&self, disk: &VirtualDisk, parent: impl AsRef<Path>) -> Result<()> {
+        let parent = parent.as_ref();
+        let _reserved = disk.reserve()?;
+        let layers = disk.layers();
+        let Some(child) = layers.last() else {
+            return Err(Error::new(
+                ErrorKind::Io,
+                "internal error: a disk without images",
+            ));
+        };
+        if child.info.parent.is_none() {
+            return Err(Error::new(
+                ErrorKind::InvalidType,
+                format!("a {} disk has no parent", child.info.disk_type.name()),
+            )
+            .with_path(&child.path));
+        }
+        let id = file_id(parent);
+        if id.is_some() && layers.iter().any(|layer| file_id(&layer.path) == id) {
+            return Err(cycle(&child.path, parent));
+        }
+        let (layer, info) = open_layer(parent, None, false, self.direct_parents())
+            .map_err(|e| in_parent(&e, &child.path, parent))?;
+        verify(&child.info, &child.path, &info, parent)?;
+        disk.change_chain(|chain| chain.layers_mut().push(layer));
+        Ok(())
+    }
 }
 
-fn open_layer(
+pub(super) fn open_layer(
     path: &Path,
     format: Option<Format>,
     writable: bool,

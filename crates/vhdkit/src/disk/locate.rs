@@ -76,7 +76,6 @@ impl ParentMap {
 pub fn find_parent(child: &Path, reference: &ParentReference, map: &ParentMap) -> Result<PathBuf> {
     // Empty for a child named without a folder, so that its parent is named without one, too.
     let folder = child.parent().unwrap_or(Path::new(""));
-    let mut tried: Vec<PathBuf> = Vec::new();
     let beside = reference
         .paths
         .iter()
@@ -87,7 +86,35 @@ pub fn find_parent(child: &Path, reference: &ParentReference, map: &ParentMap) -
         .paths
         .iter()
         .filter_map(|p| resolve(folder, p, map));
-    for candidate in recorded.chain(beside) {
+    first_file(reference, recorded.chain(beside))
+}
+
+/// As [`find_parent`], by absolute paths alone.
+pub(super) fn find_absolute_parent(
+    child: &Path,
+    reference: &ParentReference,
+    map: &ParentMap,
+) -> Result<PathBuf> {
+    let folder = child.parent().unwrap_or(Path::new(""));
+    let absolute = reference
+        .paths
+        .iter()
+        .filter(|p| match p.kind {
+            ParentPathKind::Relative | ParentPathKind::Name => false,
+            ParentPathKind::Url => !p.path.starts_with("file://./"),
+            ParentPathKind::Absolute | ParentPathKind::Volume => true,
+        })
+        .filter_map(|p| resolve(folder, p, map));
+    first_file(reference, absolute)
+}
+
+/// The first of some places where there is a file.
+fn first_file(
+    reference: &ParentReference,
+    candidates: impl Iterator<Item = PathBuf>,
+) -> Result<PathBuf> {
+    let mut tried: Vec<PathBuf> = Vec::new();
+    for candidate in candidates {
         if candidate.exists() {
             return Ok(candidate);
         }

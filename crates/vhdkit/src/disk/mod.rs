@@ -7,6 +7,7 @@ mod detect;
 mod gate;
 mod locate;
 mod mirror;
+mod reopen;
 
 pub(crate) use chain::MAX_DEPTH;
 pub use chain::{OpenOptions, Parents};

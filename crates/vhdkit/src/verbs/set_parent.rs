@@ -119,6 +119,37 @@ fn run(disk: &VirtualDisk, options: &SetParentOptions) -> Result<()> {
     })
 }
 
+/// Writes a parent's identifier and path as given, durably, whether or not there is such a parent.
+///
+/// # Errors
+/// [`ErrorKind::InvalidType`] if the disk has no parent; [`ErrorKind::InvalidParameter`] for a path that is not
+/// absolute; what writing can fail with.
+pub fn set_parent_locator(disk: &VirtualDisk, identifier: Uuid, parent: &Path) -> Result<()> {
+    let path = disk.path();
+    let set = || {
+        let _reserved = disk.reserve()?;
+        if disk.info().parent.is_none() {
+            return Err(Error::new(
+                ErrorKind::InvalidType,
+                format!("a {} disk has no parent", disk.info().disk_type.name()),
+            ));
+        }
+        let link = ParentLink {
+            identifier,
+            relative_path: relative_windows_path(&path, parent)?,
+            absolute_path: parent.to_string_lossy().into_owned(),
+            // Without the file there is no time to record.
+            modified: modified(parent).unwrap_or(0),
+            disk_identifier: None,
+        };
+        disk.change_chain(|chain| {
+            chain.check_writable(0)?;
+            chain.split(0).0.image_mut().set_parent(&link)
+        })
+    };
+    set().at_path(&path).while_doing("cannot set the parent of")
+}
+
 fn text(id: Option<Uuid>) -> String {
     id.map_or_else(|| "none".into(), |id| id.to_string())
 }

@@ -1,0 +1,322 @@
+//! What virtual disk handles stand for: a disk that is open, alone or shared by several handles of this process.
+//!
+//! Files are locked as the library does: many readers or one writer. Handles share one open disk where the contract lets
+//! several exist: those that only ask and detach (2.0.2), those with the same ResiliencyGuid (2.0.3), and those that
+//! meet a permanent attachment (2.2).
+
+use std::ops::Range;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, Weak};
+
+use uuid::Uuid;
+use vhdkit::disk::Parents;
+use vhdkit::image::Format;
+use vhdkit::{OpenOptions, VirtualDisk};
+
+use crate::access::Access;
+use crate::codes::{
+    ERROR_ACCESS_DENIED, ERROR_BUSY, ERROR_FILE_CORRUPT, ERROR_SHARING_VIOLATION,
+    ERROR_VHD_INVALID_STATE,
+};
+use crate::constants::*;
+use crate::guard::{Answer, Code, require_or};
+use crate::overlapped::Operations;
+
+/// How a disk is to be opened.
+#[derive(Clone, Copy)]
+pub(crate) struct Opening {
+    pub(crate) format: Format,
+    pub(crate) access: Access,
+    /// `OPEN_VIRTUAL_DISK_FLAG_…`.
+    pub(crate) flags: u32,
+    /// Handles with the same one share the disk.
+    pub(crate) resiliency: Option<Uuid>,
+}
+
+impl Opening {
+    /// The library's words for it.
+    pub(crate) fn options(self) -> OpenOptions {
+        let has = |flag| self.flags & flag != 0;
+        let alone = OPEN_VIRTUAL_DISK_FLAG_NO_PARENTS | OPEN_VIRTUAL_DISK_FLAG_CUSTOM_DIFF_CHAIN;
+        let options = OpenOptions::new();
+        // An ISO is told by its content; the others by their type alone, whatever a guest has written.
+        let options = match self.format {
+            Format::Iso => options,
+            format => options.format(format),
+        };
+        options
+            .write_depth(self.access.write_depth())
+            .direct(!has(OPEN_VIRTUAL_DISK_FLAG_CACHED_IO))
+            .cached_parents(has(OPEN_VIRTUAL_DISK_FLAG_PARENT_CACHED_IO))
+            .ignore_relative_paths(has(OPEN_VIRTUAL_DISK_FLAG_IGNORE_RELATIVE_PARENT_LOCATOR))
+            .parents(if has(alone) {
+                Parents::Ignored
+            } else {
+                Parents::Recorded
+            })
+    }
+}
+
+impl Opening {
+    /// Opens the file. ERROR_FILE_CORRUPT for an ISO that is none.
+    fn open(self, path: &Path) -> Answer<VirtualDisk> {
+        let disk = self.options().open(path)?;
+        if self.format == Format::Iso {
+            let info = disk.info();
+            let whole = info.file_size >= ISO_MINIMUM && info.file_size.is_multiple_of(ISO_SECTOR);
+            require_or(info.format == Format::Iso && whole, ERROR_FILE_CORRUPT)?;
+        }
+        Ok(disk)
+    }
+}
+
+/// Least length of an ISO in bytes, and what its length is a multiple of (contract, 2.2).
+const ISO_MINIMUM: u64 = 34_816;
+const ISO_SECTOR: u64 = 2048;
+
+/// A disk that is open.
+pub(crate) struct Disk {
+    opened: RwLock<Opened>,
+    file: FileId,
+    attachment: Mutex<Option<Attachment>>,
+    /// Handles that do more than ask.
+    users: AtomicUsize,
+    /// An operation that changes the disk is under way.
+    busy: AtomicBool,
+}
+
+#[derive(Clone)]
+struct Opened {
+    disk: Arc<VirtualDisk>,
+    opening: Opening,
+}
+
+/// An attachment without a local host: the disk's handles are for reading and writing.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct Attachment {
+    pub(crate) read_only: bool,
+    pub(crate) permanent: bool,
+    /// The part of the disk that is shown, in bytes; all of it is `None`.
+    pub(crate) window: Option<Range<u64>>,
+    /// `DEPENDENT_DISK_FLAG_…` that follow from how it was attached.
+    pub(crate) dependent_flags: u32,
+}
+
+/// Device and inode of the leaf when it was opened.
+type FileId = Option<(u64, u64)>;
+
+/// All open disks.
+static OPEN: Mutex<Vec<Weak<Disk>>> = Mutex::new(Vec::new());
+/// Disks that stay attached without a handle.
+static PERMANENT: Mutex<Vec<Arc<Disk>>> = Mutex::new(Vec::new());
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Disk {
+    /// Opens a disk, or joins one that is open.
+    pub(crate) fn open(path: &Path, opening: Opening) -> Answer<Arc<Self>> {
+        let mut open = lock(&OPEN);
+        open.retain(|disk| disk.strong_count() > 0);
+        let file = std::fs::metadata(path).ok().map(|m| (m.dev(), m.ino()));
+        let there: Vec<_> = open
+            .iter()
+            .filter_map(Weak::upgrade)
+            .filter(|disk| file.is_some() && disk.file == file)
+            .collect();
+        for disk in &there {
+            if disk.may_join(opening)? {
+                return Ok(disk.clone());
+            }
+        }
+        // Handles that only ask do not keep others out: the disk is opened again for them, too.
+        if let [asked] = &there[..]
+            && asked.users.load(Ordering::Acquire) == 0
+            && opening.access.write_depth() > 0
+        {
+            asked.reopen(path, opening)?;
+            return Ok(asked.clone());
+        }
+        let disk = Arc::new(Self {
+            opened: RwLock::new(Opened {
+                disk: Arc::new(opening.open(path)?),
+                opening,
+            }),
+            file,
+            attachment: Mutex::new(None),
+            users: AtomicUsize::new(0),
+            busy: AtomicBool::new(false),
+        });
+        open.push(Arc::downgrade(&disk));
+        Ok(disk)
+    }
+
+    fn may_join(&self, opening: Opening) -> Answer<bool> {
+        let here = self.opening();
+        let (wanted, given) = (opening.access.write_depth(), here.access.write_depth());
+        if opening.access.only_asks() {
+            return Ok(true);
+        }
+        if self.attachment().is_some_and(|a| a.permanent) {
+            let detach = opening.access.require(crate::access::Right::Detach);
+            detach.map_err(|_| Code(ERROR_SHARING_VIOLATION))?;
+            require_or(wanted <= given, ERROR_ACCESS_DENIED)?;
+            return Ok(true);
+        }
+        Ok(opening.resiliency.is_some()
+            && opening.resiliency == here.resiliency
+            && opening.flags == here.flags
+            && opening.format == here.format
+            && wanted <= given)
+    }
+
+    fn reopen(&self, path: &Path, opening: Opening) -> Answer {
+        let mut opened = self.opened.write().unwrap_or_else(PoisonError::into_inner);
+        // Two readers of one file are allowed, a reader beside a writer is not: the reader goes first. Should the
+        // disk not open for writing, it is opened as it was.
+        let before = opened.opening;
+        let old = std::mem::replace(&mut opened.disk, Arc::new(nothing()?));
+        drop(old);
+        let result = opening.open(path);
+        let (disk, opening) = match result {
+            Ok(disk) => (disk, opening),
+            Err(e) => {
+                opened.disk = Arc::new(before.open(path)?);
+                return Err(e);
+            }
+        };
+        *opened = Opened {
+            disk: Arc::new(disk),
+            opening,
+        };
+        Ok(())
+    }
+
+    fn opened(&self) -> Opened {
+        self.opened
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+
+    /// The library's disk.
+    pub(crate) fn disk(&self) -> Arc<VirtualDisk> {
+        self.opened().disk
+    }
+
+    /// How it was opened.
+    pub(crate) fn opening(&self) -> Opening {
+        self.opened().opening
+    }
+
+    /// How it is attached.
+    pub(crate) fn attachment(&self) -> Option<Attachment> {
+        lock(&self.attachment).clone()
+    }
+
+    /// Attaches it. ERROR_SHARING_VIOLATION if it is attached.
+    pub(crate) fn attach(self: &Arc<Self>, attachment: Attachment) -> Answer {
+        let mut here = lock(&self.attachment);
+        require_or(here.is_none(), ERROR_SHARING_VIOLATION)?;
+        if attachment.permanent {
+            lock(&PERMANENT).push(self.clone());
+        }
+        *here = Some(attachment);
+        Ok(())
+    }
+
+    /// Ends the attachment. ERROR_VHD_INVALID_STATE if there is none.
+    pub(crate) fn detach(self: &Arc<Self>) -> Answer {
+        let mut here = lock(&self.attachment);
+        require_or(here.is_some(), ERROR_VHD_INVALID_STATE)?;
+        let disk = self.disk();
+        if disk.is_writable() {
+            disk.flush()?;
+        }
+        *here = None;
+        lock(&PERMANENT).retain(|disk| !Arc::ptr_eq(disk, self));
+        Ok(())
+    }
+
+    /// ERROR_VHD_INVALID_STATE if it is attached.
+    pub(crate) fn require_detached(&self) -> Answer {
+        require_or(self.attachment().is_none(), ERROR_VHD_INVALID_STATE)
+    }
+
+    /// ERROR_VHD_INVALID_STATE if it is attached and can be written to.
+    pub(crate) fn require_unwritten(&self) -> Answer {
+        let writable = self.attachment().is_some_and(|a| !a.read_only);
+        require_or(!writable, ERROR_VHD_INVALID_STATE)
+    }
+
+    /// Reserves the disk for one operation. ERROR_BUSY if there is one.
+    pub(crate) fn reserve(self: &Arc<Self>) -> Answer<Reserved> {
+        if self.busy.swap(true, Ordering::AcqRel) {
+            return Err(Code(ERROR_BUSY));
+        }
+        Ok(Reserved(self.clone()))
+    }
+}
+
+/// Stands for a disk between two.
+fn nothing() -> Answer<VirtualDisk> {
+    let storage = Arc::new(vhdkit::storage::MemoryStorage::new());
+    let image = vhdkit::disk::open_image(storage, Format::Raw, false)?;
+    let layer = vhdkit::disk::Layer::new(image, "");
+    Ok(VirtualDisk::from_layers(vec![layer], false)?)
+}
+
+/// See [`Disk::reserve`].
+pub(crate) struct Reserved(Arc<Disk>);
+
+impl Drop for Reserved {
+    fn drop(&mut self) {
+        self.0.busy.store(false, Ordering::Release);
+    }
+}
+
+/// What a virtual disk handle names.
+pub(crate) struct DiskHandle {
+    pub(crate) access: Access,
+    pub(crate) operations: Operations,
+    /// Empty while the disk is being created.
+    disk: OnceLock<Arc<Disk>>,
+}
+
+impl DiskHandle {
+    /// A handle whose disk is still to be made.
+    pub(crate) fn new(access: Access) -> Self {
+        Self {
+            access,
+            operations: Operations::default(),
+            disk: OnceLock::new(),
+        }
+    }
+
+    /// Gives the handle its disk.
+    pub(crate) fn set_disk(&self, disk: Arc<Disk>) {
+        if !self.access.only_asks() {
+            disk.users.fetch_add(1, Ordering::AcqRel);
+        }
+        // Nobody else sets it.
+        let _ = self.disk.set(disk);
+    }
+
+    /// The disk. ERROR_VHD_INVALID_STATE while it is being created, and for good if that failed.
+    pub(crate) fn disk(&self) -> Answer<&Arc<Disk>> {
+        self.disk.get().ok_or(Code(ERROR_VHD_INVALID_STATE))
+    }
+}
+
+impl Drop for DiskHandle {
+    fn drop(&mut self) {
+        if let Some(disk) = self.disk.get()
+            && !self.access.only_asks()
+        {
+            disk.users.fetch_sub(1, Ordering::AcqRel);
+        }
+    }
+}

@@ -1,0 +1,133 @@
+//! Chains that are put together, and opened again, while they are in use.
+#![allow(
+    clippy::unwrap_used,
+    reason = "helpers of tests: a failure is a failed test"
+)]
+
+use std::path::Path;
+
+use uuid::Uuid;
+use vhdkit::disk::{OpenOptions, Parents};
+use vhdkit::image::{CreateParameters, DiskType, Format, IdentifierSource};
+use vhdkit::verbs::create::{CreateOptions, create};
+use vhdkit::verbs::set_parent::set_parent_locator;
+use vhdkit::{ErrorKind, VirtualDisk};
+
+const SIZE: u64 = 8 << 20;
+
+fn make(folder: &Path, name: &str, parent: Option<&str>) {
+    let path = folder.join(name);
+    let options = CreateOptions {
+        parameters: CreateParameters {
+            format: Format::Vhdx,
+            disk_type: match parent {
+                Some(_) => DiskType::Differencing,
+                None => DiskType::Dynamic,
+            },
+            virtual_size: if parent.is_some() { 0 } else { SIZE },
+            block_size: None,
+            logical_sector_size: None,
+            physical_sector_size: None,
+            identifier: None,
+            parent: None,
+            identifiers: IdentifierSource::random(),
+            created: 0,
+        },
+        path: path.clone(),
+        parent_path: parent.map(|parent| folder.join(parent)),
+        profile: None,
+        open_parent: OpenOptions::new(),
+        overwrite: false,
+    };
+    create(options).wait().unwrap();
+    let disk = OpenOptions::new().writable(true).open(&path).unwrap();
+    let number = u8::try_from(name.len()).unwrap();
+    disk.write_at(u64::from(number) * 4096, &[number; 512])
+        .unwrap();
+    disk.close().unwrap();
+}
+
+/// base, then middle, then the leaf: each with a sector of its own.
+fn chain() -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    make(folder.path(), "a.vhdx", None);
+    make(folder.path(), "bb.vhdx", Some("a.vhdx"));
+    make(folder.path(), "ccc.vhdx", Some("bb.vhdx"));
+    folder
+}
+
+fn check(disk: &VirtualDisk) {
+    for number in 6..=8_u8 {
+        let mut sector = [0; 512];
+        disk.read_at(u64::from(number) * 4096, &mut sector).unwrap();
+        assert_eq!(sector, [number; 512]);
+    }
+}
+
+#[test]
+fn a_chain_can_be_put_together_by_hand() {
+    let folder = chain();
+    let at = |name: &str| folder.path().join(name);
+    let options = OpenOptions::new().parents(Parents::Ignored);
+    let disk = options.open(at("ccc.vhdx")).unwrap();
+    let kind = |parent: &str| {
+        options
+            .append_parent(&disk, at(parent))
+            .map_err(|e| e.kind())
+    };
+    assert_eq!(kind("a.vhdx"), Err(ErrorKind::ParentIdMismatch));
+    assert_eq!(kind("none.vhdx"), Err(ErrorKind::ParentNotFound));
+    assert_eq!(kind("ccc.vhdx"), Err(ErrorKind::ChainCycle));
+    assert_eq!(kind("bb.vhdx"), Ok(()));
+    assert_eq!(kind("a.vhdx"), Ok(()));
+    assert_eq!(kind("a.vhdx"), Err(ErrorKind::InvalidType));
+    check(&disk);
+}
+
+#[test]
+fn images_open_for_writing_and_back_while_in_use() {
+    let folder = chain();
+    let at = |name: &str| folder.path().join(name);
+    let options = OpenOptions::new().writable(true);
+    let disk = options.open(at("ccc.vhdx")).unwrap();
+    let writable = || -> Vec<bool> {
+        let count = disk.layers().len();
+        let opens = |i: usize| VirtualDisk::open(disk.layers()[i].path.clone()).is_err();
+        (0..count).map(opens).collect()
+    };
+    options.set_write_depth(&disk, 3).unwrap();
+    assert_eq!(writable(), [true, true, true]);
+    check(&disk);
+    options.set_write_depth(&disk, 1).unwrap();
+    assert_eq!(writable(), [true, false, false]);
+    check(&disk);
+    disk.write_at(0, &[1; 512]).unwrap();
+
+    // Somebody reads the base: nothing changes.
+    let other = VirtualDisk::open(at("a.vhdx")).unwrap();
+    let result = options.set_write_depth(&disk, 3);
+    assert_eq!(result.unwrap_err().kind(), ErrorKind::SharingViolation);
+    drop(other);
+    assert_eq!(writable(), [true, false, false]);
+    check(&disk);
+}
+
+#[test]
+fn a_locator_is_written_as_given_and_relative_ones_can_be_ignored() {
+    let folder = chain();
+    let at = |name: &str| folder.path().join(name);
+    let strict = OpenOptions::new().ignore_relative_paths(true);
+    let error = strict.open(at("bb.vhdx")).err().unwrap();
+    assert_eq!(error.kind(), ErrorKind::ParentNotFound);
+
+    let disk = OpenOptions::new()
+        .parents(Parents::Ignored)
+        .writable(true)
+        .open(at("bb.vhdx"))
+        .unwrap();
+    let id = Uuid::from_u128(7);
+    set_parent_locator(&disk, id, &at("elsewhere.vhdx")).unwrap();
+    let parent = disk.info().parent.unwrap();
+    assert_eq!(parent.identifiers, [id]);
+    assert!(parent.paths[0].path.ends_with("elsewhere.vhdx"));
+}
