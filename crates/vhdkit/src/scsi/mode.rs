@@ -25,31 +25,27 @@ impl ScsiTarget {
     /// A page, header included.
     fn page(&self, page: u8, values: Values) -> Vec<u8> {
         let changeable = matches!(values, Values::Changeable);
-        match page {
-            CACHING => {
-                let mut bytes = vec![0; 20];
-                bytes[..2].copy_from_slice(&[CACHING, 18]);
-                if !changeable && self.disk.is_writable() {
-                    // WCE: what is written is safe after a flush, not before.
-                    bytes[2] = 0x04;
-                }
-                bytes
+        if page == CACHING {
+            let mut bytes = vec![0; 20];
+            bytes[..2].copy_from_slice(&[CACHING, 18]);
+            if !changeable && self.disk.is_writable() {
+                // WCE: what is written is safe after a flush, not before.
+                bytes[2] = 0x04;
             }
-            _ => {
-                let mut bytes = vec![0; 12];
-                bytes[..2].copy_from_slice(&[CONTROL, 10]);
-                bytes[2] = match values {
-                    Values::Current if self.state().descriptor => D_SENSE,
-                    Values::Changeable => D_SENSE,
-                    _ => 0,
-                };
-                if !changeable {
-                    // Commands may be run in any order.
-                    bytes[3] = 0x10;
-                }
-                bytes
-            }
+            return bytes;
         }
+        let mut bytes = vec![0; 12];
+        bytes[..2].copy_from_slice(&[CONTROL, 10]);
+        bytes[2] = match values {
+            Values::Current if self.state().descriptor => D_SENSE,
+            Values::Changeable => D_SENSE,
+            _ => 0,
+        };
+        if !changeable {
+            // Commands may be run in any order.
+            bytes[3] = 0x10;
+        }
+        bytes
     }
 
     /// The block descriptor: the long form or the short one.
