@@ -109,8 +109,11 @@ fn run(target: &ScsiTarget, cdb: &[u8]) -> Response {
 }
 
 fn cdb10(opcode: u8, flags: u8, lba: u32, count: u16) -> [u8; 10] {
-    let ([a, b, c, d], [e, f]) = (lba.to_be_bytes(), count.to_be_bytes());
-    [opcode, flags, a, b, c, d, 0, e, f, 0]
+    let mut cdb = [0; 10];
+    cdb[..2].copy_from_slice(&[opcode, flags]);
+    cdb[2..6].copy_from_slice(&lba.to_be_bytes());
+    cdb[7..9].copy_from_slice(&count.to_be_bytes());
+    cdb
 }
 
 fn cdb12(opcode: u8, flags: u8, lba: u32, count: u32) -> [u8; 12] {
@@ -1212,7 +1215,9 @@ fn any_cdb_with_any_buffer_is_answered() {
                 rng.below(40_000)
             } as usize;
             let mut buffer = random(room, round);
-            buffer.iter_mut().for_each(|b| *b &= mask);
+            for byte in &mut buffer {
+                *byte &= mask;
+            }
             let data = match rng.below(4) {
                 0 => Data::None,
                 1 => Data::In(&mut buffer),

@@ -162,11 +162,8 @@ impl Sense {
             bytes.extend(field.bytes());
             bytes.push(0);
         }
-        bytes[7] = if bytes.len() > 8 {
-            12 * u8::from(self.information.is_some()) + 8 * u8::from(self.field.is_some())
-        } else {
-            0
-        };
+        // Eight bytes of header, then a descriptor of 12 and one of 8 at most.
+        bytes[7] = u8::try_from(bytes.len() - 8).unwrap_or(0);
         bytes
     }
 
