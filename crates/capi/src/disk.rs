@@ -13,6 +13,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, Weak};
 use uuid::Uuid;
 use vhdkit::disk::Parents;
 use vhdkit::image::Format;
+use vhdkit::scsi::{Command, Response, ScsiTarget};
 use vhdkit::{OpenOptions, VirtualDisk};
 
 use crate::access::Access;
@@ -91,6 +92,8 @@ pub(crate) struct Disk {
 struct Opened {
     disk: Arc<VirtualDisk>,
     opening: Opening,
+    /// The disk as a SCSI device, once somebody has sent it a command.
+    scsi: Arc<OnceLock<ScsiTarget>>,
 }
 
 /// An attachment without a local host: the disk's handles are for reading and writing.
@@ -144,6 +147,7 @@ impl Disk {
             opened: RwLock::new(Opened {
                 disk: Arc::new(opening.open(path)?),
                 opening,
+                scsi: Arc::default(),
             }),
             file,
             attachment: Mutex::new(None),
@@ -178,6 +182,7 @@ impl Disk {
         // Two readers of one file are allowed, a reader beside a writer is not: the reader goes first. Should the
         // disk not open for writing, it is opened as it was.
         let before = opened.opening;
+        opened.scsi = Arc::default();
         let old = std::mem::replace(&mut opened.disk, Arc::new(nothing()?));
         drop(old);
         let result = opening.open(path);
@@ -191,6 +196,7 @@ impl Disk {
         *opened = Opened {
             disk: Arc::new(disk),
             opening,
+            scsi: Arc::default(),
         };
         Ok(())
     }
@@ -205,6 +211,15 @@ impl Disk {
     /// The library's disk.
     pub(crate) fn disk(&self) -> Arc<VirtualDisk> {
         self.opened().disk
+    }
+
+    /// Sends one command to the disk as a SCSI device.
+    pub(crate) fn scsi(&self, command: Command<'_>) -> Response {
+        let opened = self.opened();
+        opened
+            .scsi
+            .get_or_init(|| ScsiTarget::new(opened.disk.clone()))
+            .execute(command)
     }
 
     /// How it was opened.

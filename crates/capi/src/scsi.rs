@@ -2,11 +2,12 @@
 //!
 //! The target itself belongs to the library; [`execute`] is where it is called.
 
-use vhdkit::VirtualDisk;
+use vhdkit::scsi::{Command, Data, Direction, Sense, Status};
 
 use crate::codes::ERROR_NOT_SUPPORTED;
 use crate::constants::*;
-use crate::guard::{Answer, Code, INVALID, guard, read, require, require_or, write};
+use crate::disk::Disk;
+use crate::guard::{INVALID, guard, read, require, require_or, write};
 use crate::handles;
 use crate::types::{
     HANDLE, RAW_SCSI_VIRTUAL_DISK_PARAMETERS, RAW_SCSI_VIRTUAL_DISK_PARAMETERS_0_0,
@@ -18,7 +19,7 @@ const MAX_CDB: u8 = 16;
 
 /// Sends one command to the disk. ERROR_SUCCESS says that it arrived; what became of it is in the response.
 ///
-/// ERROR_NOT_SUPPORTED for RSVD handles, and as long as there is no target.
+/// ERROR_NOT_SUPPORTED for RSVD handles.
 ///
 /// # Safety
 /// Pointers are NULL or lead to what their types say, those of the request to as many bytes as it says.
@@ -50,7 +51,7 @@ pub unsafe extern "C" fn RawSCSIVirtualDisk(
                 .attachment()
                 .is_none_or(|attachment| !attachment.read_only);
         // SAFETY: checked above as far as it can be; the rest is this function's contract.
-        let outcome = unsafe { execute(&disk.disk(), &request, writable) }?;
+        let outcome = unsafe { execute(disk, &request, writable) };
         // SAFETY: not NULL, and the caller's to be written.
         unsafe { write(&raw mut (*response).Anonymous.Version1, outcome) };
         Ok(())
@@ -62,9 +63,61 @@ pub unsafe extern "C" fn RawSCSIVirtualDisk(
 /// # Safety
 /// The request's pointers lead to as many bytes as it says.
 unsafe fn execute(
-    _disk: &VirtualDisk,
-    _request: &RAW_SCSI_VIRTUAL_DISK_PARAMETERS_0_0,
-    _writable: bool,
-) -> Answer<RAW_SCSI_VIRTUAL_DISK_RESPONSE_0_0> {
-    Err(Code(ERROR_NOT_SUPPORTED))
+    disk: &Disk,
+    request: &RAW_SCSI_VIRTUAL_DISK_PARAMETERS_0_0,
+    writable: bool,
+) -> RAW_SCSI_VIRTUAL_DISK_RESPONSE_0_0 {
+    // SAFETY: not NULL (checked), and so long by the contract; nobody writes to it during the call.
+    let cdb = unsafe { std::slice::from_raw_parts(request.Cdb, usize::from(request.CdbLength)) };
+    let length = request.DataTransferLength as usize;
+    let buffer = request.DataBuffer.cast::<u8>();
+    // The direction follows from the command: pages and programs disagree about DataIn (contract, X-11).
+    let data = match Direction::of(cdb) {
+        _ if length == 0 => Data::None,
+        Direction::None => Data::None,
+        // SAFETY: not NULL (checked), and so long by the contract; the caller leaves it to this call.
+        Direction::In => Data::In(unsafe { std::slice::from_raw_parts_mut(buffer, length) }),
+        // SAFETY: as above.
+        Direction::Out => Data::Out(unsafe { std::slice::from_raw_parts(buffer, length) }),
+    };
+    let (status, sense, transferred) = if !writable && changes_medium(cdb) {
+        let sense = Sense::WRITE_PROTECTED.fixed().to_vec();
+        (Status::CheckCondition, sense, 0)
+    } else {
+        let response = disk.scsi(Command::new(cdb, data));
+        (
+            response.status,
+            response.sense_bytes(),
+            response.transferred,
+        )
+    };
+    let kept = sense.len().min(usize::from(request.SenseInfoLength));
+    if kept > 0 {
+        // SAFETY: not NULL (checked), and at least so long.
+        unsafe { std::ptr::copy_nonoverlapping(sense.as_ptr(), request.SenseInfo, kept) };
+    }
+    RAW_SCSI_VIRTUAL_DISK_RESPONSE_0_0 {
+        ScsiStatus: match status {
+            Status::Good => SRB_STATUS_SUCCESS,
+            Status::Busy => SRB_STATUS_BUSY,
+            _ if kept > 0 => SRB_STATUS_ERROR | SRB_STATUS_AUTOSENSE_VALID,
+            _ => SRB_STATUS_ERROR,
+        },
+        SenseInfoLength: u8::try_from(kept).unwrap_or(u8::MAX),
+        DataTransferLength: u32::try_from(transferred).unwrap_or(u32::MAX),
+    }
+}
+
+/// The documentation calls ScsiStatus a value of srb.h, not of the SCSI standard (contract, 2.20).
+const SRB_STATUS_SUCCESS: u8 = 0x01;
+const SRB_STATUS_ERROR: u8 = 0x04;
+const SRB_STATUS_BUSY: u8 = 0x05;
+const SRB_STATUS_AUTOSENSE_VALID: u8 = 0x80;
+
+/// WRITE, WRITE SAME and UNMAP in all their lengths.
+fn changes_medium(cdb: &[u8]) -> bool {
+    matches!(
+        cdb.first(),
+        Some(0x0A | 0x2A | 0xAA | 0x8A | 0x41 | 0x93 | 0x42)
+    )
 }

@@ -9,6 +9,7 @@ use std::sync::{Arc, OnceLock};
 use vhdkit::disk::detect_format;
 use vhdkit::image::{CreateParameters, DiskType, Format};
 use vhdkit::iso::IsoImage;
+use vhdkit::scsi::{Command, Data, Direction, ScsiTarget, Status};
 use vhdkit::storage::{MemoryStorage, Storage};
 
 use crate::guest::{GuestOp, follow_discard};
@@ -31,6 +32,7 @@ pub const TARGETS: &[Target] = &[
     ("iso_detect", iso_detect),
     ("partitions", partitions),
     ("operations", operations),
+    ("scsi", scsi),
 ];
 
 const MIB: u64 = 1 << 20;
@@ -276,6 +278,41 @@ pub fn iso_detect(data: &[u8]) {
         let image = IsoImage::open(Arc::new(file)).expect("an ISO opens");
         let size = vhdkit::image::Image::virtual_size(&image);
         assert!(size.is_multiple_of(2048));
+    }
+}
+
+/// SCSI commands to a small disk, each with a buffer of its own length, in the direction of the command or not.
+pub fn scsi(data: &[u8]) {
+    let mut input = Input(data);
+    let disk_type = input.disk_type();
+    let writable = input.number(1) % 4 != 0;
+    let disk = variant(Format::Vhdx, disk_type).make(1);
+    let disk = disk.open(writable).expect("a new disk opens");
+    let target = ScsiTarget::new(Arc::new(disk));
+    while !input.is_empty() {
+        let kind = input.number(1);
+        let length = input.number(1) % 33;
+        let cdb = input.take(length as usize);
+        let room = input.number(2) as usize;
+        let mut buffer = input.take(room % 64);
+        buffer.resize(room, 0);
+        let data = match (kind % 8, Direction::of(&cdb)) {
+            (0, _) | (3.., Direction::None) => Data::None,
+            (1, _) | (3.., Direction::In) => Data::In(&mut buffer),
+            _ => Data::Out(&buffer),
+        };
+        let response = target.execute(Command::new(&cdb, data).to_lun(kind / 128));
+        assert!(response.transferred <= room);
+        assert_eq!(
+            response.status == Status::CheckCondition,
+            response.sense.is_some()
+        );
+        // A disk in memory does not fail.
+        let key = response.sense.map_or(0, |sense| sense.key as u8);
+        assert!(
+            matches!(key, 0x0 | 0x5 | 0x7 | 0xE),
+            "{cdb:02x?}: {response:?}"
+        );
     }
 }
 
