@@ -30,7 +30,7 @@ pub struct ResizeOptions {
     /// Move the second copy of a GUID partition table to the new end of the disk. Without it a guest finds that copy
     /// in the wrong place after growing, or not at all after shrinking, and has to put it right itself.
     pub fix_gpt: bool,
-    /// Only what [`expand`] does on Windows: larger, and not a differencing disk.
+    /// Only what `ExpandVirtualDisk` does: larger, and not a differencing disk.
     pub expand_only: bool,
     /// Check only; nothing is written.
     pub dry_run: bool,
