@@ -199,8 +199,8 @@ fn in_place(scratch: &Scratch, vhdkit: &str, gates: &mut Vec<Gate>) -> Result<()
 /// Of 512 MiB every second piece is dead: a quarter has to move, in batches.
 fn compaction(scratch: &Scratch, vhdkit: &str, format: &str, gates: &mut Vec<Gate>) -> Result<()> {
     const SIZE: u64 = 512 * MIB;
-    /// What is moved at a time.
-    const BATCH: u64 = 128 * MIB;
+    /// What is moved at a time, at least.
+    const BATCH: u64 = 32 * MIB;
     let raw = scratch.in_memory("gate-alive.raw");
     let image = scratch.on_disk(&format!("gate-compact.{format}"));
     let again = scratch.on_disk(&format!("gate-again.{format}"));

@@ -551,12 +551,12 @@ impl Storage for Slow {
 #[test]
 fn the_percentage_is_honest_and_moves() {
     let variant = Variant {
-        virtual_size: 96 * MIB,
+        virtual_size: 192 * MIB,
         ..Variant::small()[9].clone()
     };
     assert_eq!(variant.depth, 2);
     let mut disk = variant.make(16);
-    disk.fill(&[GuestOp::write(0, 90 * MIB, 3)]).unwrap();
+    disk.fill(&[GuestOp::write(0, 180 * MIB, 3)]).unwrap();
     let open = |disk: &TestDisk| {
         let chain = disk
             .layers
@@ -571,7 +571,7 @@ fn the_percentage_is_honest_and_moves() {
     };
     let compacted = open(&disk);
     // The first half of its blocks goes, and the other half moves down.
-    for block in 0..45 {
+    for block in 0..90 {
         compacted
             .write_at(block * MIB, &vec![0; MIB as usize])
             .unwrap();

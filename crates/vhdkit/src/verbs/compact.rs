@@ -61,8 +61,8 @@ pub struct CompactReport {
 
 /// What the first step of packing moves, in bytes. Requests of others wait for a step, and progress moves with it, so
 /// the next one is larger or smaller by how long it took.
-const FIRST_STEP: u64 = 8 * MIB;
-const STEPS: RangeInclusive<u64> = 4 * MIB..=256 * MIB;
+const FIRST_STEP: u64 = 32 * MIB;
+const STEPS: RangeInclusive<u64> = FIRST_STEP..=256 * MIB;
 const STEP_TIME: Duration = Duration::from_millis(100);
 
 /// What is read at a time when looking for zeros, in bytes.
