@@ -36,7 +36,6 @@ main() {
   run_tests
   run_doc_tests
   run_loom_tests
-  count_cargo_test "memory of C programs" cargo test --locked -p vhdkit-capi --test c --no-fail-fast -- --ignored
   # What a conversion, a flush, an allocation cost in system calls, barriers, bytes and memory.
   step "counts" cargo run --release --locked -p vhdkit-bench -- --gate
   step "documentation" env RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --locked
