@@ -279,6 +279,13 @@ pub trait Image: Send + Sync {
         })
     }
 
+    /// The most that the file's length can become by making the disk `size` bytes long (if it is shorter) and then
+    /// giving space to `blocks` more blocks.
+    fn length_with(&self, size: u64, blocks: u64) -> Result<u64> {
+        let _ = blocks;
+        Ok(self.storage().len()?.max(size))
+    }
+
     /// The first block at or behind `offset` (of the virtual disk) that takes space in the file: the part of the
     /// virtual disk that it stands for. A block that holds on to space without content counts. `None` if there is
     /// none, and for fixed disks and formats without blocks, whose space is not given back.

@@ -205,8 +205,8 @@ Examples:
 /// Copy a disk to another file, and keep both in step
 ///
 /// The disk is opened for writing, so that nobody else changes it. When both are the
-/// same the command ends; with --wait it stays, and the copy is deleted when it is
-/// stopped.
+/// same the command ends; with --wait it stays. Stopped, it deletes the copy that it
+/// made; a disk given with --existing stays, with what it has got so far.
 #[derive(Args, Debug)]
 #[command(after_help = MIRROR_EXAMPLES, arg_required_else_help = true)]
 pub(crate) struct MirrorArgs {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use serde::Serialize;
 use vhdkit::operation::{Subject, Unit};
-use vhdkit::verbs::merge::{MergeOptions, MergeReport, merge};
+use vhdkit::verbs::merge::{MergeOptions, MergeReport, merge, orphans};
 
 use super::{Session, text};
 use crate::args::MergeArgs;
@@ -76,16 +76,9 @@ pub(crate) fn run(args: &MergeArgs, session: &mut Session) -> Result<u8, Failure
 }
 
 /// Before anything is written: whose parent is about to change.
-fn warn(disk: &Arc<vhdkit::VirtualDisk>, options: &MergeOptions) {
-    let look = MergeOptions {
-        dry_run: true,
-        ..options.clone()
-    };
-    let Ok(report) = merge(disk.clone(), look).wait() else {
-        // What is wrong is told by the merge itself.
-        return;
-    };
-    for orphan in report.orphaned {
+fn warn(disk: &vhdkit::VirtualDisk, options: &MergeOptions) {
+    // What is wrong with the options is told by the merge itself.
+    for orphan in orphans(disk, options).unwrap_or_default() {
         eprintln!(
             "vhdkit: warning: {} is a child of a disk that this changes, and becomes invalid",
             orphan.display()

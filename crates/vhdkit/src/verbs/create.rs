@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use super::profile::Profile;
-use super::set_parent::link_to;
+use super::set_parent::{check_kinds, link_to};
 use crate::disk::OpenOptions;
 use crate::error::{Context, Error, ErrorKind, Result};
 use crate::image::{CreateParameters, DiskType};
@@ -93,34 +93,12 @@ fn complete(options: &CreateOptions) -> Result<CreateParameters> {
         .writable(false)
         .open(parent_path)?;
     let info = parent.info();
-    if info.format != parameters.format {
-        return Err(Error::new(
-            ErrorKind::InvalidType,
-            format!(
-                "a {} disk cannot be a child of the {} disk {}",
-                parameters.format.name(),
-                info.format.name(),
-                parent_path.display()
-            ),
-        )
-        .with_path(&options.path)
-        .with_hint("child and parent have the same format"));
-    }
+    let sector_size = parameters
+        .logical_sector_size
+        .get_or_insert(info.logical_sector_size);
+    check_kinds(parameters.format, *sector_size, &info, parent_path).at_path(&options.path)?;
     if parameters.virtual_size == 0 {
         parameters.virtual_size = info.virtual_size;
-    }
-    match parameters.logical_sector_size {
-        Some(size) if size != info.logical_sector_size => {
-            return Err(Error::new(
-                ErrorKind::ParentSizeMismatch,
-                format!(
-                    "the parent has sectors of {} bytes, a child must have the same, not {size}",
-                    info.logical_sector_size
-                ),
-            )
-            .with_path(&options.path));
-        }
-        _ => parameters.logical_sector_size = Some(info.logical_sector_size),
     }
     parameters
         .physical_sector_size

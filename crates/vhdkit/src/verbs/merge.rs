@@ -21,8 +21,8 @@ use uuid::Uuid;
 use super::set_parent::{differencing_disks_near, link_to};
 use crate::disk::{Chain, Layer, OpenOptions, Parents, VirtualDisk};
 use crate::error::{Context, Error, ErrorKind, Result};
-use crate::image::{DiskType, ExtentKind, Format, Image, ImageInfo, ZeroMode};
-use crate::num::{MIB, round_up, to_usize};
+use crate::image::{DiskType, ExtentKind, Image, ImageInfo, ZeroMode};
+use crate::num::{MIB, to_usize};
 use crate::operation::{Monitor, Operation};
 use crate::storage::AlignedBuffer;
 
@@ -88,6 +88,16 @@ pub fn merge(disk: Arc<VirtualDisk>, options: MergeOptions) -> Operation<MergeRe
             .at_path(&path)
             .while_doing("cannot merge")
     })
+}
+
+/// Disks that a merge makes invalid, as far as they are found beside the files: children of the target and of merged
+/// images, other than the first one's. For a warning beforehand; [`MergeReport::orphaned`] names them afterwards.
+///
+/// # Errors
+/// [`ErrorKind::InvalidParameter`] for depths that the chain has not.
+pub fn orphans(disk: &VirtualDisk, options: &MergeOptions) -> Result<Vec<PathBuf>> {
+    let (first, target) = depths(disk, options).at_path(&disk.path())?;
+    Ok(Family::find(disk, first, target).orphaned)
 }
 
 fn run(disk: &VirtualDisk, options: &MergeOptions, monitor: &Monitor) -> Result<MergeReport> {
@@ -244,25 +254,26 @@ impl Merge<'_> {
             size_before: target.1?,
             ..MergeReport::default()
         };
-        let mut growth = self
+        let mut blocks = self
             .disk
-            .with_chain(|chain| Growth::new(&chain.layers()[self.target].image().info(), size));
+            .with_chain(|chain| NewBlocks::new(&chain.layers()[self.target].image().info()));
         let mut at = 0;
         while at < size {
             self.monitor.checkpoint()?;
             let merged = self.first..self.target;
             let length = self.disk.with_chain(|chain| {
                 let (length, decided) = decided(chain, merged, at, size - at)?;
+                let target = &chain.layers()[self.target];
                 match decided {
                     Decided::Data(_) => {
                         report.copied += length;
-                        growth.data(chain, self.target, at..at + length)?;
+                        blocks.add(target, at..at + length)?;
                     }
                     Decided::Zero => {
                         report.zeroed += length;
                         // What is zeroed in part may have to be there.
-                        growth.data(chain, self.target, at..at + 1)?;
-                        growth.data(chain, self.target, at + length - 1..at + length)?;
+                        blocks.add(target, at..at + 1)?;
+                        blocks.add(target, at + length - 1..at + length)?;
                     }
                     Decided::ByTarget => {}
                 }
@@ -270,7 +281,10 @@ impl Merge<'_> {
             })?;
             at += length;
         }
-        report.size_after = growth.size_after(report.size_before);
+        report.size_after = self.disk.with_chain(|chain| {
+            let target = chain.layers()[self.target].image();
+            target.length_with(size, blocks.count)
+        })?;
         self.monitor.set_completion(report.copied + 1);
         Ok(report)
     }
@@ -431,83 +445,42 @@ impl Merge<'_> {
     }
 }
 
-/// How much longer the target can become.
-struct Growth {
+/// Blocks that the target has to allocate.
+struct NewBlocks {
     /// The target's unit of allocation; `None` if all its space is there.
     block: Option<u64>,
-    /// What a new block takes in the file.
-    space: u64,
-    /// So much of the disk shares a block of bitmaps, in a target that has a parent.
-    chunk: Option<u64>,
-    /// The first byte that was not yet looked at, in blocks and in chunks.
-    next: (u64, u64),
-    /// Length of a fixed target, longer tables, new blocks and bitmaps.
-    more: u64,
-    /// Where new space begins.
-    alignment: u64,
+    count: u64,
+    /// The first byte that was not yet looked at.
+    next: u64,
 }
 
-impl Growth {
-    fn new(target: &ImageInfo, size: u64) -> Self {
-        let block = target
-            .block_size
-            .filter(|_| target.disk_type != DiskType::Fixed);
-        let longer = size.saturating_sub(target.virtual_size);
-        let is_vhdx = target.format == Format::Vhdx;
-        let tables = match block {
-            _ if longer == 0 => 0,
-            None => longer,
-            // Of 8 and of 4 bytes for a block; a table that does not fit in its place gets a new one.
-            Some(block) if is_vhdx => round_up(size / block * 8, MIB) + 2 * MIB,
-            Some(block) => round_up(size / block * 4, 512) + 4096 + block,
-        };
-        let sector = u64::from(target.logical_sector_size);
+impl NewBlocks {
+    fn new(target: &ImageInfo) -> Self {
         Self {
-            block,
-            space: match block {
-                Some(block) if !is_vhdx => block + round_up((block / 4096).max(512), 4096),
-                other => other.unwrap_or(0),
-            },
-            chunk: (is_vhdx && target.disk_type == DiskType::Differencing).then_some(sector << 23),
-            next: (0, 0),
-            more: tables,
-            alignment: if is_vhdx { MIB } else { 4096 },
+            block: target
+                .block_size
+                .filter(|_| target.disk_type != DiskType::Fixed),
+            count: 0,
+            next: 0,
         }
     }
 
-    /// Counts the blocks of a range that the target has to allocate. Ranges come in ascending order.
-    fn data(&mut self, chain: &Chain, target: usize, range: Range<u64>) -> Result<()> {
+    /// Counts those of a range. Ranges come in ascending order.
+    fn add(&mut self, target: &Layer, range: Range<u64>) -> Result<()> {
         let Some(block) = self.block else {
             return Ok(());
         };
-        let layer = &chain.layers()[target];
-        let size = layer.image().virtual_size();
-        let mut at = (range.start / block * block).max(self.next.0);
+        let size = target.image().virtual_size();
+        let mut at = (range.start / block * block).max(self.next);
         while at < range.end {
             let end = at + block;
-            if !has_data(layer, at..end.min(size))? {
-                self.more += self.space;
+            if !has_data(target, at..end.min(size))? {
+                self.count += 1;
             }
             at = end;
-            self.next.0 = end;
-        }
-        if let Some(chunk) = self.chunk {
-            let mut at = (range.start / chunk * chunk).max(self.next.1);
-            while at < range.end {
-                at += chunk;
-                self.more += MIB;
-                self.next.1 = at;
-            }
+            self.next = end;
         }
         Ok(())
-    }
-
-    fn size_after(&self, before: u64) -> u64 {
-        match self.more {
-            0 => before,
-            more if self.block.is_none() => before + more,
-            more => round_up(before, self.alignment) + more,
-        }
     }
 }
 

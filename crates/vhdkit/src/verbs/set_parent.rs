@@ -7,7 +7,7 @@ use uuid::Uuid;
 use super::information::{ParentLocation, parent_location};
 use crate::disk::{MAX_DEPTH, OpenOptions, Parents, VirtualDisk, relative_windows_path};
 use crate::error::{Context, Error, ErrorKind, Result};
-use crate::image::{DiskType, ImageInfo, ParentLink};
+use crate::image::{DiskType, Format, ImageInfo, ParentLink};
 use crate::storage::{Access, FileStorage};
 
 /// What to record.
@@ -91,7 +91,12 @@ fn run(disk: &VirtualDisk, options: &SetParentOptions) -> Result<()> {
         return Err(cycle(&child.path, parent_path));
     }
     let info = parent.info();
-    check_kinds(&child.info, &info, parent_path)?;
+    check_kinds(
+        child.info.format,
+        child.info.logical_sector_size,
+        &info,
+        parent_path,
+    )?;
     let fits = info
         .link_identifier
         .is_some_and(|id| reference.identifiers.contains(&id));
@@ -196,26 +201,30 @@ fn resolved(path: &Path) -> Option<PathBuf> {
     std::fs::canonicalize(path).ok()
 }
 
-/// Fails unless one can be the parent of the other.
-pub(crate) fn check_kinds(child: &ImageInfo, parent: &ImageInfo, path: &Path) -> Result<()> {
-    if child.format != parent.format {
+/// Fails unless a disk of this format with sectors of this size can be a child of the other.
+pub(crate) fn check_kinds(
+    format: Format,
+    sector_size: u32,
+    parent: &ImageInfo,
+    path: &Path,
+) -> Result<()> {
+    if format != parent.format {
         return Err(Error::new(
             ErrorKind::InvalidType,
             format!(
                 "a {} disk cannot be a child of the {} disk {}",
-                child.format.name(),
+                format.name(),
                 parent.format.name(),
                 path.display()
             ),
         )
         .with_hint("child and parent have the same format"));
     }
-    if child.logical_sector_size != parent.logical_sector_size {
+    if sector_size != parent.logical_sector_size {
         return Err(Error::new(
             ErrorKind::ParentSizeMismatch,
             format!(
-                "it has sectors of {} bytes, the parent {} of {}",
-                child.logical_sector_size,
+                "it has sectors of {sector_size} bytes, the parent {} of {}",
                 path.display(),
                 parent.logical_sector_size
             ),

@@ -23,6 +23,24 @@ use crate::num::{round_up, to_usize};
 use crate::storage::{AlignedBuffer, CopyRun, copy_runs};
 
 impl VhdImage {
+    /// See [`crate::image::Image::length_with`].
+    pub(super) fn longest(&self, size: u64, blocks: u64) -> Result<u64> {
+        let file_size = self.storage.len()?;
+        let longer = size.saturating_sub(self.virtual_size);
+        let Some(sparse) = &self.sparse else {
+            return Ok(file_size + longer);
+        };
+        let shape = sparse.tables.bat.shape;
+        // A block's data starts at a multiple of 4096, so there may be a gap before its bitmap.
+        let block = round_up(shape.bitmap_size + shape.block_size, 4096);
+        let table = if longer > 0 {
+            round_up(size.div_ceil(shape.block_size) * 4, SECTOR)
+        } else {
+            0
+        };
+        Ok(file_size + table + 4096 + blocks * block)
+    }
+
     /// Bitmaps count as structures; gaps that alignment leaves count as free. `packed_size` is what packing reaches.
     pub(super) fn space_usage(&self) -> Result<Usage> {
         let file_size = self.storage.len()?;

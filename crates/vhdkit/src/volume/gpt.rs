@@ -5,7 +5,6 @@ use uuid::Uuid;
 use zerocopy::little_endian::{U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
-use super::crc32::crc32;
 use super::{Medium, Partition, PartitionType};
 use crate::error::Result;
 use crate::num::{MIB, to_usize};
@@ -181,7 +180,7 @@ impl Table {
         };
         let entries = medium.read_sectors(header.entries_lba.get(), to_usize(length))?;
         Ok(entries
-            .filter(|entries| crc32(entries) == header.entries_checksum.get())
+            .filter(|entries| crc32fast::hash(entries) == header.entries_checksum.get())
             .map(|entries| Self {
                 header,
                 header_tail,
@@ -195,7 +194,7 @@ impl Table {
         change(&mut header);
         header.checksum = 0.into();
         let mut bytes = [header.as_bytes(), &self.header_tail].concat();
-        header.checksum = crc32(&bytes).into();
+        header.checksum = crc32fast::hash(&bytes).into();
         bytes.splice(..HEADER_LENGTH, header.as_bytes().iter().copied());
         bytes.resize(to_usize(sector), 0);
         bytes
@@ -214,7 +213,7 @@ impl Header {
         let tail = sector.get(HEADER_LENGTH..header.length.get() as usize)?;
         let mut blank = header.clone();
         blank.checksum = 0.into();
-        let sum = crc32(&[blank.as_bytes(), tail].concat());
+        let sum = crc32fast::hash(&[blank.as_bytes(), tail].concat());
         (sum == header.checksum.get()).then(|| (header.clone(), tail.to_vec()))
     }
 

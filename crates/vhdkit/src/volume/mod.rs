@@ -7,7 +7,6 @@
 //! What the table is needed for: how small a disk may become ([`PartitionTable::smallest_safe_size`]), and where the
 //! second copy of a GPT has to go when the disk has another size ([`PartitionTable::backup_gpt`]).
 
-mod crc32;
 mod gpt;
 mod mbr;
 mod moves;

@@ -369,6 +369,10 @@ impl Image for VhdxImage {
         self.space_usage()
     }
 
+    fn length_with(&self, size: u64, blocks: u64) -> Result<u64> {
+        self.longest(size, blocks)
+    }
+
     fn next_allocated(&self, offset: u64) -> Result<Option<AllocatedBlock>> {
         self.next_held(offset)
     }

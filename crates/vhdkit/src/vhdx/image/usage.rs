@@ -3,7 +3,8 @@
 use super::VhdxImage;
 use crate::error::{Error, ErrorKind, Result};
 use crate::image::{AllocatedBlock, Usage};
-use crate::vhdx::bat::{self, Block, Slot};
+use crate::num::{MIB, round_up};
+use crate::vhdx::bat::{self, Block, Geometry, Slot};
 use crate::vhdx::layout::{BITMAP_BLOCK, HEADER_AREA, REGION_BAT, REGION_METADATA};
 use crate::vhdx::pages::Peek;
 use crate::vhdx::plan::{Movable, Plan};
@@ -174,6 +175,30 @@ impl VhdxImage {
             allocated_blocks: survey.allocated,
             displaced_blocks: survey.displaced,
         })
+    }
+
+    /// See [`crate::image::Image::length_with`].
+    pub(super) fn longest(&self, size: u64, blocks: u64) -> Result<u64> {
+        let file_size = self.storage.len()?;
+        let old = &self.geometry;
+        let size = size.max(old.virtual_size);
+        let sector = u32::try_from(old.sector_size).unwrap_or(u32::MAX);
+        let new = Geometry::new(old.block_size, sector, size);
+        if self.metadata.leave_blocks_allocated {
+            return Ok(file_size + (new.block_count - old.block_count) * new.block_size);
+        }
+        let bitmaps = if self.metadata.has_parent {
+            new.chunk_count.min(blocks)
+        } else {
+            0
+        };
+        // A table that does not fit in its place gets a new one.
+        let table = if new.block_count > old.block_count {
+            round_up(new.entries_allocated() * 8, MIB)
+        } else {
+            0
+        };
+        Ok(round_up(file_size, MIB) + table + blocks * new.block_size + bitmaps * BITMAP_BLOCK)
     }
 
     /// See [`crate::image::Image::next_allocated`].
