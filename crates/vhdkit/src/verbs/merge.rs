@@ -96,7 +96,7 @@ pub fn merge(disk: Arc<VirtualDisk>, options: MergeOptions) -> Operation<MergeRe
 /// # Errors
 /// [`ErrorKind::InvalidParameter`] for depths that the chain has not.
 pub fn orphans(disk: &VirtualDisk, options: &MergeOptions) -> Result<Vec<PathBuf>> {
-    let (first, target) = depths(disk, options).at_path(&disk.path())?;
+    let (first, target) = depths(disk, options).at_path(disk.path())?;
     Ok(Family::find(disk, first, target).orphaned)
 }
 
