@@ -75,7 +75,9 @@ fn conversions(
             let traced = trace(&convert)?;
             crate::verify::same(&raw, &output)?;
             let name = |what: &str| format!("{what}, {} to {to} ({regime})", kind.name());
-            gates.push(gate(name("fdatasync"), traced.count("fdatasync"), 4.0));
+            // One for the file and one for its name.
+            let barriers = traced.count("fdatasync") + traced.count("fsync");
+            gates.push(gate(name("barriers"), barriers, 2.0));
             gates.push(Gate {
                 what: name("bytes written / payload"),
                 measured: ratio(traced.bytes_written, payload),

@@ -312,6 +312,10 @@ impl Storage for FaultStorage {
         self.below.grows_with_zeros()
     }
 
+    fn survives_crash(&self) -> bool {
+        self.below.survives_crash()
+    }
+
     fn path(&self) -> Option<&Path> {
         self.below.path()
     }

@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 use vhdkit::disk::OpenOptions;
 use vhdkit::image::{DiskType, Format, IdentifierSource};
-use vhdkit::storage::{MemoryStorage, Storage};
+use vhdkit::storage::{MemoryStorage, NewFile, Storage};
 use vhdkit::verbs::convert::{ConvertOptions, convert};
 use vhdkit::verbs::new_builder;
 use vhdkit::{Error, ErrorKind};
@@ -253,6 +253,30 @@ fn a_creation_that_fails_or_crashes_leaves_no_half_disk() {
                 whole_or_nothing(epoch.image(&fates), &epoch.describe(&fates));
             }
         }
+    }
+}
+
+/// A file without a name is gone after a crash, whatever of it was durable: one barrier is enough, before it gets one.
+#[test]
+fn a_new_disk_takes_two_barriers_or_one_as_long_as_it_has_no_name() {
+    let folder = tempfile::tempdir().unwrap();
+    for variant in Variant::small() {
+        if variant.disk_type == DiskType::Differencing || variant.format == Format::Raw {
+            continue;
+        }
+        let barriers = |storage: Arc<dyn Storage>| {
+            let counted = FaultStorage::new(storage);
+            create(&variant, counted.clone()).unwrap();
+            counted.counts().total(&[Call::Flush])
+        };
+        assert_eq!(barriers(Arc::new(MemoryStorage::new())), 2);
+        let path = folder.path().join("disk");
+        let nameless = NewFile::create(&path, true).unwrap();
+        let storage = nameless.storage();
+        let expected = if storage.survives_crash() { 2 } else { 1 };
+        assert_eq!(barriers(storage.clone()), expected, "{}", variant.name());
+        nameless.publish().unwrap();
+        assert!(storage.survives_crash());
     }
 }
 

@@ -68,6 +68,8 @@ pub struct FileStorage {
     direct: OnceLock<Option<File>>,
     no_holes: AtomicBool,
     no_clone: AtomicBool,
+    /// See [`Storage::survives_crash`].
+    nameless: AtomicBool,
     /// The last run of data that was found, to its real end. Looking for the end of a run takes some file systems (one
     /// in memory above all) as long as the run is, and whoever asks for its parts asks often. A hole made in it since
     /// is overlooked, which costs time and nothing else.
@@ -129,6 +131,7 @@ impl FileStorage {
             direct: OnceLock::new(),
             no_holes: AtomicBool::new(false),
             no_clone: AtomicBool::new(false),
+            nameless: AtomicBool::new(false),
             known_data: Mutex::new(0..0),
             _lock: lock,
         })
@@ -199,6 +202,10 @@ impl FileStorage {
 
     pub(super) fn file(&self) -> &File {
         &self.file
+    }
+
+    pub(super) fn set_nameless(&self, nameless: bool) {
+        self.nameless.store(nameless, Relaxed);
     }
 
     fn error(&self, action: &str, error: impl Into<io::Error>) -> Error {
@@ -530,6 +537,10 @@ impl Storage for FileStorage {
 
     fn grows_with_zeros(&self) -> bool {
         !self.block_device
+    }
+
+    fn survives_crash(&self) -> bool {
+        !self.nameless.load(Relaxed)
     }
 
     fn path(&self) -> Option<&Path> {

@@ -150,6 +150,12 @@ pub trait Storage: Send + Sync {
         true
     }
 
+    /// False if a crash takes all of it, as a file that has no name yet: the order in which its bytes become durable
+    /// does not matter then.
+    fn survives_crash(&self) -> bool {
+        true
+    }
+
     /// The file's path, for messages and for finding a parent beside it.
     fn path(&self) -> Option<&Path> {
         None

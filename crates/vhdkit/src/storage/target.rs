@@ -67,6 +67,7 @@ impl NewFile {
                 return Err(e);
             }
         };
+        storage.set_nameless(temporary.is_none());
         Ok(Self {
             storage,
             target: target.to_path_buf(),
@@ -92,6 +93,7 @@ impl NewFile {
             // Who may read the old file may read the new one, and nobody else.
             let _ = self.storage.file().set_permissions(replaced.permissions());
         }
+        self.storage.set_nameless(false);
         match self.temporary.take() {
             Some(temporary) => {
                 let result = rename(&temporary, &self.target, self.overwrite);

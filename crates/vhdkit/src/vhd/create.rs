@@ -68,6 +68,14 @@ struct State {
 }
 
 impl VhdBuilder {
+    /// Everything else is durable before a footer is written, so that no crash leaves half a disk that opens.
+    fn order(&self) -> Result<()> {
+        if self.storage.survives_crash() {
+            self.storage.flush()?;
+        }
+        Ok(())
+    }
+
     /// Starts a VHD file on an empty storage. The space of a fixed disk is reserved here.
     ///
     /// # Errors
@@ -403,19 +411,18 @@ impl ImageBuilder for VhdBuilder {
         }
     }
 
-    /// Everything else is durable before a footer is written, so that no crash leaves half a disk that opens.
     fn finish(&self) -> Result<()> {
         let footer = self.footer.as_bytes();
         match &self.sparse {
             None => {
-                self.storage.flush()?;
+                self.order()?;
                 self.storage
                     .write_at(self.footer.current_size.get(), footer)?;
             }
             Some(sparse) => {
                 let end = sparse.write_tables(&*self.storage)?;
                 self.storage.set_len(end + FOOTER_SIZE)?;
-                self.storage.flush()?;
+                self.order()?;
                 self.storage.write_at(end, footer)?;
                 self.storage.write_at(0, footer)?;
             }

@@ -307,7 +307,9 @@ impl ImageBuilder for VhdxBuilder {
             self.storage.set_len(blocks.next)?;
             blocks.file_length = blocks.next;
         }
-        self.storage.flush()?;
+        if self.storage.survives_crash() {
+            self.storage.flush()?;
+        }
         self.storage.write_at(0, SIGNATURE)?;
         self.storage.flush()
     }
