@@ -284,16 +284,18 @@ impl Journal {
             )
             .with_hint("compact the disk, or convert it to VHDX"));
         }
-        self.take(&mut space, at..end)?;
+        let further = space.unallocated.saturating_sub(1) * round_up(shape.total(), 4096);
+        self.take(&mut space, at..end, further)?;
         space.unallocated = space.unallocated.saturating_sub(1);
         Ok(at)
     }
 
-    /// Takes zeroed room for a range behind all that is in use.
-    fn take(&self, space: &mut Space, range: Range<u64>) -> Result<()> {
+    /// Takes zeroed room for a range behind all that is in use; if the file has to grow for it, then with room for up
+    /// to `further` bytes that may follow.
+    fn take(&self, space: &mut Space, range: Range<u64>, further: u64) -> Result<()> {
         let length = range.end - range.start;
         if range.end + FOOTER_SIZE > space.file_size {
-            self.grow(space, range.end, length)?;
+            self.grow(space, range.end, length, further)?;
         }
         if let Some(old) = space.old_footer {
             self.storage.write_at(old, &[0; 512])?;
@@ -314,19 +316,18 @@ impl Journal {
         space.generation += 1;
     }
 
-    /// Makes the file long enough for a block that ends at `end`, and some more.
-    fn grow(&self, space: &mut Space, end: u64, block: u64) -> Result<()> {
+    /// Makes the file long enough for `length` bytes that end at `end`, and for some more.
+    fn grow(&self, space: &mut Space, end: u64, length: u64, further: u64) -> Result<()> {
         if !self.storage.grows_with_zeros() {
             return Err(Error::new(
                 ErrorKind::DiskFull,
                 format!(
-                    "the device of {} bytes has no room for a further block of {block}",
+                    "the device of {} bytes has no room for a further {length} bytes",
                     space.file_size
                 ),
             ));
         }
         let step = (space.file_size / 8).clamp(MIN_STEP, MAX_STEP);
-        let further = space.unallocated.saturating_sub(1) * round_up(block, 4096);
         let length = round_up(end + step.min(further), SECTOR) + FOOTER_SIZE;
         let extended = self
             .storage

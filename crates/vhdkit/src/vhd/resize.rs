@@ -112,8 +112,8 @@ impl VhdImage {
     }
 
     fn grow_sparse(&mut self, size: u64, footer: Footer) -> Result<()> {
-        // What was released or not yet told to the file must not be lost with the old table.
-        self.journal.flush()?;
+        // What was not yet told to the file must not be lost with the old table.
+        self.journal.tell()?;
         let Some(sparse) = &self.sparse else {
             return Ok(());
         };

@@ -230,7 +230,7 @@ impl Journal {
         lock(&self.freed).push(span);
     }
 
-    /// As [`Journal::free`], for space that had logged pages (J9).
+    /// As [`Journal::free`], for space that had logged pages (J9). Closing gives it back without sealing the log.
     pub(super) fn free_logged(&self, span: Span) {
         lock(&self.freed_logged).push(span);
     }
@@ -280,7 +280,9 @@ impl Journal {
         let logged = std::mem::take(&mut *lock(&self.freed_logged));
         let mut dirty = std::mem::take(&mut *lock(&self.dirty));
         if dirty.is_empty() {
-            self.barrier(storage, state)?;
+            if logged.is_empty() {
+                self.barrier(storage, state)?;
+            } // Else the log is sealed, which has one.
         } else {
             // J3: bitmaps, then the BAT from its end.
             dirty.sort_unstable_by(|a, b| match (a, b) {
@@ -372,6 +374,11 @@ impl Journal {
         state: &mut State,
         take_page: &dyn Fn(DirtyPage) -> Option<(u64, Box<[u8]>)>,
     ) -> Result<()> {
+        // No log is left behind: what has to wait for a sealed one need not be sealed.
+        let logged = match &state.writer {
+            Some(_) => std::mem::take(&mut *lock(&self.freed_logged)),
+            None => Vec::new(),
+        };
         self.commit(storage, state, take_page)?;
         if let Some(writer) = &state.writer {
             if writer.tail != writer.head {
@@ -383,6 +390,9 @@ impl Journal {
             state.writer = None;
         }
         self.with_space(|space| {
+            space.give_back(storage, &logged)?;
+            // Nobody takes any of it now, so it may be cut off without a flush.
+            space.flushed(space.punched());
             if space.trimmed_end() != space.file_length() {
                 storage.set_len(space.trimmed_end())?;
                 space.trimmed();

@@ -74,6 +74,15 @@ impl Journal {
         self.flush()
     }
 
+    /// Returns when the tables in the file are those in memory.
+    pub(in crate::vhd) fn tell(&self) -> Result<()> {
+        self.begin()?;
+        let changes = lock(&self.changes);
+        let is_told = changes.bat_sectors.is_empty() && changes.bitmaps.is_empty();
+        drop(changes);
+        if is_told { Ok(()) } else { self.flush() }
+    }
+
     /// From now on free places below the end are used only by who asks for them: no write may get one.
     pub(in crate::vhd) fn keep_holes(&self) {
         lock(&self.space).returned.clear();
@@ -83,7 +92,7 @@ impl Journal {
     pub(in crate::vhd) fn room(&self, length: u64) -> Result<u64> {
         let mut space = lock(&self.space);
         let at = round_up(space.end, SECTOR);
-        self.take(&mut space, at..at + round_up(length, SECTOR))?;
+        self.take(&mut space, at..at + round_up(length, SECTOR), 0)?;
         Ok(at)
     }
 

@@ -85,7 +85,8 @@ impl VhdxImage {
             .try_for_each(|&(at, _)| self.storage.allocate(at, PAGE))
     }
 
-    /// Commits pages in one log entry and gives back what they no longer refer to.
+    /// Commits pages in one log entry and gives back what they no longer refer to; `freed_logged` had logged pages, and
+    /// stays taken until the log is sealed or closed.
     pub(super) fn commit_pages(
         &self,
         pages: Vec<PlacedPage>,
@@ -93,13 +94,12 @@ impl VhdxImage {
         freed_logged: &[Span],
     ) -> Result<()> {
         self.reserve_pages(&pages)?;
-        self.journal.transact(
-            &*self.storage,
-            &|page| self.take_page(page),
-            pages,
-            freed,
-            freed_logged,
-        )
+        self.journal
+            .transact(&*self.storage, &|page| self.take_page(page), pages, freed)?;
+        freed_logged
+            .iter()
+            .for_each(|&span| self.journal.free_logged(span));
+        Ok(())
     }
 
     /// Writes, replaces or deletes an item; `flags` are those of a new one.

@@ -144,7 +144,8 @@ impl VhdxImage {
         };
         self.commit_pages(pages, &[], &[from])?;
         self.adopt_regions(regions);
-        Ok(())
+        // What is free may be cut off next.
+        self.flush()
     }
 
     /// The regions with one of them somewhere else.

@@ -93,9 +93,17 @@ impl VhdxImage {
             return Ok(());
         }
         let new = Geometry::new(old.block_size, self.metadata.logical_sector_size, size);
-        self.begin_structure()?;
-        self.flush()?;
-        let fixed = if self.metadata.leave_blocks_allocated && new.block_count > old.block_count {
+        let allocates = self.metadata.leave_blocks_allocated && new.block_count > old.block_count;
+        if self.journal.is_modified() {
+            self.flush()?;
+        }
+        if allocates {
+            // This may be given up, and then the data has not changed.
+            self.begin_structure()?;
+        } else {
+            self.begin()?;
+        }
+        let fixed = if allocates {
             Some(self.allocate_blocks(new.block_count - old.block_count, pace)?)
         } else {
             pace(0, 1)?;
@@ -178,8 +186,9 @@ impl VhdxImage {
         let (old, new) = (added.old, added.new);
         let (mut freed, mut freed_logged) = (Vec::new(), Vec::new());
         if new.virtual_size > old.virtual_size {
-            self.clear_tail(new.virtual_size, backing)?;
-            self.flush()?;
+            if self.clear_tail(new.virtual_size, backing)? {
+                self.flush()?;
+            }
             if self.metadata.has_parent {
                 added.hiding = hiding(&new, old.block_count, backing)?;
             }
@@ -242,29 +251,30 @@ impl VhdxImage {
     }
 
     /// The last block's bytes beyond the end of the disk, which will be part of it: zeros, here and not in the parent.
-    fn clear_tail(&self, new_size: u64, backing: &dyn Backing) -> Result<()> {
+    /// True if there was anything to change.
+    fn clear_tail(&self, new_size: u64, backing: &dyn Backing) -> Result<bool> {
         let size = self.geometry.block_size;
         let end = self.geometry.virtual_size;
         let within = end % size;
         if within == 0 {
-            return Ok(());
+            return Ok(false);
         }
         let (block, length) = (end / size, size - within);
         match self.block(block)? {
             Block::Present(at) if self.metadata.leave_blocks_allocated => {
-                self.storage.zero_range(at + within, length)
+                self.storage.zero_range(at + within, length)?;
             }
-            Block::Present(at) => self.storage.punch_hole(at + within, length),
+            Block::Present(at) => self.storage.punch_hole(at + within, length)?,
             Block::Partial(at) => {
                 self.storage.punch_hole(at + within, length)?;
                 let (table, first_bit) = self.bitmap_of(block)?;
                 let (chunk, _) = self.geometry.bitmap_place(block);
                 let tail = self.bits(first_bit, within, length);
-                self.change_bits(chunk, table, tail.clone(), tail)
+                self.change_bits(chunk, table, tail.clone(), tail)?;
             }
             Block::NotPresent if self.metadata.has_parent => {
                 if backing.is_zero(end, length.min(new_size - end))? {
-                    return Ok(());
+                    return Ok(false);
                 }
                 let (chunk, first_bit) = self.geometry.bitmap_place(block);
                 let table = self.ensure_bitmap(chunk)?;
@@ -274,10 +284,11 @@ impl VhdxImage {
                 let tail = self.bits(first_bit, within, length);
                 self.change_bits(chunk, table, all, tail)?;
                 let at = self.journal.take_space(&*self.storage, size)?;
-                self.replace_entry(block, bat::entry(bat::PARTIAL, at))
+                self.replace_entry(block, bat::entry(bat::PARTIAL, at))?;
             }
-            _ => Ok(()),
+            _ => return Ok(false),
         }
+        Ok(true)
     }
 
     /// The pages of the BAT that differ at the new size, or `None` if they are more than `limit`.

@@ -43,23 +43,32 @@ impl Journal {
     }
 
     /// J8: makes everything durable that was written or changed before, then these pages in one entry, then gives back
-    /// what they no longer refer to; `freed_logged` had logged pages (J9).
+    /// what they no longer refer to. Who calls this has the image to itself.
     pub(in crate::vhdx) fn transact(
         &self,
         storage: &dyn Storage,
         take_page: TakePage<'_>,
         pages: Vec<PlacedPage>,
         freed: &[Span],
-        freed_logged: &[Span],
     ) -> Result<()> {
         self.exclusively(|state| {
-            self.commit(storage, state, take_page)?;
-            if state.writer.is_none() || !state.repairs.is_empty() {
+            let is_new = state.writer.is_none();
+            if is_new || !state.repairs.is_empty() {
                 self.log_pages(storage, state, &[], take_page)?;
             }
+            // A log that was just opened is a barrier behind all that was written.
+            if !is_new || self.has_changes() {
+                self.commit(storage, state, take_page)?;
+            }
             self.log_together(storage, state, pages)?;
-            self.give_back(storage, state, freed, freed_logged)
+            self.give_back(storage, state, freed, &[])
         })
+    }
+
+    fn has_changes(&self) -> bool {
+        !(lock(&self.dirty).is_empty()
+            && lock(&self.freed).is_empty()
+            && lock(&self.freed_logged).is_empty())
     }
 
     fn log_together(
