@@ -20,10 +20,12 @@ pub(crate) struct Interrupt {
 
 #[derive(Default)]
 struct State {
-    /// What is asked to stop; without it a signal ends the program.
-    running: Mutex<Option<Observer>>,
+    /// How what is running is asked to stop; without it a signal ends the program.
+    running: Mutex<Option<Stop>>,
     asked: AtomicBool,
 }
+
+type Stop = Arc<dyn Fn() + Send + Sync>;
 
 impl Interrupt {
     /// Begins to listen.
@@ -43,7 +45,12 @@ impl Interrupt {
 
     /// From now on the first signal asks this operation to stop.
     pub(crate) fn cancels(&self, observer: Observer) {
-        *self.state.lock() = Some(observer);
+        self.calls(move || observer.cancel());
+    }
+
+    /// From now on the first signal does this, on another thread.
+    pub(crate) fn calls(&self, stop: impl Fn() + Send + Sync + 'static) {
+        *self.state.lock() = Some(Arc::new(stop));
     }
 
     /// The operation is over: a signal ends the program again.
@@ -53,14 +60,14 @@ impl Interrupt {
 }
 
 impl State {
-    fn lock(&self) -> std::sync::MutexGuard<'_, Option<Observer>> {
+    fn lock(&self) -> std::sync::MutexGuard<'_, Option<Stop>> {
         self.running.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn on_signal(&self) {
         let running = self.lock().clone();
         match running {
-            Some(observer) if !self.asked.swap(true, Ordering::AcqRel) => observer.cancel(),
+            Some(stop) if !self.asked.swap(true, Ordering::AcqRel) => stop(),
             _ => {
                 // The bar that may be there stays; what comes next begins on a line of its own.
                 if self.asked.load(Ordering::Acquire) && io::stderr().is_terminal() {
