@@ -35,9 +35,17 @@ impl TlsIdentity {
         let path = |name: &str| folder.join(name);
         let (certificate, key) = (path("server-cert.pem"), path("server-key.pem"));
         let chain: Vec<CertificateDer<'static>> = pem(&certificate)?;
-        let key = PrivateKeyDer::from_pem_slice(&read(&key)?)
+        let private = PrivateKeyDer::from_pem_slice(&read(&key)?)
             .map_err(|e| unusable(&key, &format!("it holds no private key: {e}")))?;
         let provider = Arc::new(rustls::crypto::ring::default_provider());
+        provider
+            .key_provider
+            .load_private_key(private.clone_key())
+            .map_err(|e| {
+                // Of GnuTLS' ECDSA keys about half have a leading zero that does not belong there.
+                unusable(&key, &e.to_string())
+                    .with_hint("use an RSA or Ed25519 key, or rewrite an ECDSA key of certtool with openssl pkey")
+            })?;
         let builder = ServerConfig::builder_with_provider(provider.clone())
             .with_safe_default_protocol_versions()
             .map_err(|e| unusable(&certificate, &e.to_string()))?;
@@ -65,7 +73,7 @@ impl TlsIdentity {
             builder.with_no_client_auth()
         };
         let config = builder
-            .with_single_cert(chain, key)
+            .with_single_cert(chain, private)
             .map_err(|e| unusable(&certificate, &e.to_string()))?;
         Ok(Self {
             config: Arc::new(config),

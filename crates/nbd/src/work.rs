@@ -26,10 +26,17 @@ const STEP: u64 = 1 << 30;
 /// Most that one CACHE request reads.
 const MAX_CACHED: u64 = 64 << 20;
 
+/// Replies that are sent with one system call at most, and bytes after which no further reply is waited for: while the
+/// client works on these, the next are made.
+const BATCH: usize = 8;
+const BATCH_BYTES: usize = 64 << 10;
+
 /// What one thread works with. Replies are collected and sent when they are many, or when asked to.
 pub(crate) struct Worker {
     link: Arc<Link>,
     out: Buffer,
+    /// Requests whose replies are in `out`.
+    batch: usize,
     runs: Vec<Status>,
 }
 
@@ -38,6 +45,7 @@ impl Worker {
         Self {
             link,
             out: Buffer::default(),
+            batch: 0,
             runs: Vec::new(),
         }
     }
@@ -47,6 +55,7 @@ impl Worker {
         if !self.out.is_empty() {
             self.link.send(self.out.filled())?;
             self.out.clear();
+            self.batch = 0;
         }
         Ok(())
     }
@@ -71,6 +80,10 @@ impl Worker {
 
     /// Does it. The payload is that of a write. An error ends the connection.
     pub(crate) fn run(&mut self, to: ReplyTo, command: Command, payload: &[u8]) -> io::Result<()> {
+        if self.batch == BATCH || self.out.len() >= BATCH_BYTES {
+            self.flush()?;
+        }
+        self.batch += 1;
         let link = self.link.clone();
         let export = &*link.export;
         let done = match command {
