@@ -8,6 +8,7 @@
 
 mod clients;
 mod commands;
+mod guest;
 mod hostile;
 mod protocol;
 mod raw;

@@ -22,7 +22,7 @@ for who in ca strange-ca; do
 done
 issue() { # authority folder kind
   cert --generate-privkey --key-type rsa --bits 2048 --outfile $2/$3-key.pem
-  printf 'cn = "localhost"\ndns_name = "localhost"\nip_address = "127.0.0.1"\ntls_www_%s\nsigning_key\nexpiration_days = 100\n' $3 > t
+  printf 'cn = "localhost"\ndns_name = "localhost"\nip_address = "127.0.0.1"\ntls_www_%s\nsigning_key\nencryption_key\nexpiration_days = 100\n' $3 > t
   cert --generate-certificate --load-ca-certificate $1-cert.pem --load-ca-privkey $1-key.pem \
     --load-privkey $2/$3-key.pem --template t --outfile $2/$3-cert.pem
 }
