@@ -63,7 +63,10 @@ impl Listener {
             )
             .with_hint("choose a shorter path, or one relative to the current folder")
         })?;
-        let failed = |e: rustix::io::Errno| Error::io("making the socket", e.into());
+        let failed = |e: rustix::io::Errno| {
+            Error::io("making the socket", e.into())
+                .with_hint("choose a path in a folder that is there and can be written to")
+        };
         let socket = socket_with(
             AddressFamily::UNIX,
             SocketType::STREAM,
@@ -74,7 +77,8 @@ impl Listener {
         // The file takes its permissions from the socket, so that at no moment others can connect.
         fchmod(&socket, Mode::RUSR | Mode::WUSR).map_err(failed)?;
         bind(&socket, &address).map_err(failed)?;
-        let metadata = std::fs::symlink_metadata(path).map_err(|e| Error::io("look at", e))?;
+        let metadata =
+            std::fs::symlink_metadata(path).map_err(|e| Error::io("looking at it", e))?;
         let listener = Self {
             socket: Listening::Unix(UnixListener::from(socket)),
             file: Some((path.to_owned(), metadata.dev(), metadata.ino())),
@@ -194,7 +198,11 @@ fn remove_stale(path: &Path) -> Result<()> {
     let metadata = match std::fs::symlink_metadata(path) {
         Ok(metadata) => metadata,
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
-        Err(e) => return Err(Error::io("look at", e)),
+        Err(e) => {
+            return Err(
+                Error::io("looking at it", e).with_hint("choose another path for the socket")
+            );
+        }
     };
     if !metadata.file_type().is_socket() {
         return Err(Error::new(
@@ -205,14 +213,15 @@ fn remove_stale(path: &Path) -> Result<()> {
     }
     match UnixStream::connect(path) {
         Err(e) if e.kind() == io::ErrorKind::ConnectionRefused => {
-            std::fs::remove_file(path).map_err(|e| Error::io("remove the old socket", e))
+            std::fs::remove_file(path).map_err(|e| Error::io("removing the old socket", e))
         }
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
         Ok(_) => Err(
             Error::new(ErrorKind::SharingViolation, "a server is listening there")
                 .with_hint("stop it, or choose another path for the socket"),
         ),
-        Err(e) => Err(Error::io("connect to the socket that is there", e)),
+        Err(e) => Err(Error::io("connecting to the socket that is there", e)
+            .with_hint("choose another path for the socket")),
     }
 }
 

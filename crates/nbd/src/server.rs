@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -54,7 +54,7 @@ pub struct Server {
 
 /// Ends a server from anywhere, such as a signal handler's thread.
 #[derive(Clone)]
-pub struct Stopper(Arc<Shared>);
+pub struct Stopper(Weak<Shared>);
 
 struct Shared {
     service: Service,
@@ -116,7 +116,9 @@ impl Shared {
 impl Stopper {
     /// Asks it to end: no further clients, no further requests. Does not wait.
     pub fn stop(&self) {
-        self.0.stop();
+        if let Some(shared) = self.0.upgrade() {
+            shared.stop();
+        }
     }
 }
 
@@ -164,7 +166,7 @@ impl Server {
 
     /// A way to end it from elsewhere.
     pub fn stopper(&self) -> Stopper {
-        Stopper(self.shared.clone())
+        Stopper(Arc::downgrade(&self.shared))
     }
 
     /// How many clients are being served.
@@ -213,6 +215,12 @@ impl Server {
             };
             let waited = self.shared.changed.wait_timeout(registry, patience);
             registry = waited.unwrap_or_else(PoisonError::into_inner).0;
+        }
+        drop(registry);
+        // A thread that has given up its place lets go of the exports in the next instant; the caller may count on
+        // being the only one that has them.
+        while Arc::strong_count(&self.shared) > 1 {
+            std::thread::sleep(Duration::from_millis(1));
         }
     }
 }

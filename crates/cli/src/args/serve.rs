@@ -21,7 +21,8 @@ Examples:
 /// Each disk is an export with the name of its file; a single one is the default
 /// export too. Clients come in through a Unix socket that only you can connect to,
 /// or, with --port, through TCP on this machine. Sockets passed in the manner of
-/// systemd (LISTEN_FDS) are used instead of an own one.
+/// systemd (LISTEN_FDS) are used instead of an own one; then nothing is written
+/// about where the disks are.
 ///
 /// Serves until Ctrl-C or SIGTERM: what is underway is finished, then the disks are
 /// flushed and closed. The URIs are written when clients can connect.

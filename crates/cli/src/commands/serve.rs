@@ -59,7 +59,10 @@ pub(crate) fn run(args: &ServeArgs, session: &mut Session) -> Result<u8, Failure
         catalog.add(name, Arc::new(export))?;
         disks.push(disk);
     }
-    let listeners = listeners(args)?;
+    let inherited = Listener::inherited()?;
+    // Whoever passes sockets knows where they are, and may want standard output for something else.
+    let quiet = !inherited.is_empty() && !args.output.json;
+    let listeners = listeners(args, inherited)?;
     let addresses: Vec<Address> = listeners.iter().map(Listener::address).collect();
     warn_about(&addresses, tls.is_some());
     let secure = tls.is_some();
@@ -82,11 +85,14 @@ pub(crate) fn run(args: &ServeArgs, session: &mut Session) -> Result<u8, Failure
         tls: secure,
         exports: exports.collect(),
     };
-    show(&serving, args.output.json, session)?;
+    if !quiet {
+        show(&serving, args.output.json, session)?;
+    }
 
     server.wait(args.exit_when_idle);
     server.close(GRACE);
     for disk in disks {
+        disk.flush()?;
         super::close(disk)?;
     }
     Ok(DONE)
@@ -152,8 +158,7 @@ fn is_iso(path: &Path) -> bool {
         .is_ok_and(|format| format == Format::Iso)
 }
 
-fn listeners(args: &ServeArgs) -> Result<Vec<Listener>, Failure> {
-    let mut listeners = Listener::inherited()?;
+fn listeners(args: &ServeArgs, mut listeners: Vec<Listener>) -> Result<Vec<Listener>, Failure> {
     if let Some(path) = &args.socket {
         listeners.push(Listener::unix(path)?);
     }

@@ -187,3 +187,25 @@ fn a_server_that_ends_answers_what_is_underway() {
     ending.join().unwrap();
     assert!(!served.socket().exists(), "the socket is gone");
 }
+
+/// A story of this project: a handle for stopping kept the disk from being closed, so that unflushed writes were lost.
+#[test]
+fn after_the_end_nobody_has_the_disk_even_while_its_stopper_lives() {
+    let mut served = Served::disks(&["a.vhdx"], 8 * MIB);
+    let stopper = served.server.as_ref().unwrap().stopper();
+    for _ in 0..8 {
+        let mut raw = Raw::connect(&served);
+        raw.go("a.vhdx");
+        raw.request(1, 0, 1, 0, 512);
+        raw.say(&[9; 512]);
+        assert_eq!(raw.simple_reply(), (0, 1));
+    }
+    stopper.stop();
+    served.server.as_ref().unwrap().wait(false);
+    served.close();
+    stopper.stop();
+    let disk = vhdkit::VirtualDisk::open(served.path("a.vhdx")).unwrap();
+    let mut buf = [0; 512];
+    disk.read_at(0, &mut buf).unwrap();
+    assert_eq!(buf, [9; 512]);
+}
