@@ -183,10 +183,14 @@ fn every_kind_of_disk_is_served() {
         }
     }
     // A disc is read-only without being told.
-    let ran = folder.shell("mkdir -p d && echo hello > d/f && (genisoimage -quiet -o disc.iso d || xorriso -as mkisofs -quiet -o disc.iso d) 2>/dev/null && nbdinfo --is read-only -- [ $V serve disc.iso ]");
-    if folder.path("disc.iso").exists() {
-        assert_eq!(ran.code, Some(0), "{ran:?}");
+    let mut disc = vec![0; 40 << 10];
+    for (at, kind) in [(32 << 10, 1_u8), (34 << 10, 255)] {
+        disc[at] = kind;
+        disc[at + 1..at + 7].copy_from_slice(b"CD001\x01");
     }
+    std::fs::write(folder.path("disc.iso"), disc).unwrap();
+    let ran = folder.shell("nbdinfo --is read-only -- [ $V serve disc.iso ]");
+    assert_eq!(ran.code, Some(0), "{ran:?}");
 }
 
 #[test]
