@@ -3,8 +3,9 @@
 use crate::Result;
 use crate::images::{self, Kind};
 use crate::process::{Argv, find, run};
+use crate::rows::serving::{await_socket, fio_requests};
 use crate::scratch::Scratch;
-use crate::trace::{Trace, trace};
+use crate::trace::{Trace, trace, trace_only};
 
 const MIB: u64 = 1 << 20;
 
@@ -38,6 +39,7 @@ pub(crate) fn run_all(scratch: &Scratch, vhdkit: &str) -> Result<bool> {
         compaction(scratch, vhdkit, format, &mut gates)?;
         merge(scratch, vhdkit, format, &mut gates)?;
     }
+    serving(scratch, vhdkit, &mut gates)?;
     let mut held = true;
     for gate in &gates {
         let holds = gate.measured <= gate.allowed;
@@ -194,6 +196,45 @@ fn in_place(scratch: &Scratch, vhdkit: &str, gates: &mut Vec<Gate>) -> Result<()
         ));
     }
     crate::verify::same(&original, &image)
+}
+
+/// What a server asks of the network for a request: many come and go with one call.
+fn serving(scratch: &Scratch, vhdkit: &str, gates: &mut Vec<Gate>) -> Result<()> {
+    const REQUESTS: u64 = 40_000;
+    if find("fio").is_none() {
+        println!("gate of NBD skipped: fio is not installed");
+        return Ok(());
+    }
+    let image = scratch.in_memory("gate-served.raw");
+    let socket = scratch.in_memory("gate.sock");
+    images::make(&image, Kind::Rand, 64 * MIB)?;
+    let serve = Argv::new(&[
+        vhdkit,
+        "serve",
+        &image,
+        "--format",
+        "raw",
+        "--socket",
+        &socket,
+        "--exit-when-idle",
+    ]);
+    let traced = std::thread::scope(|scope| {
+        let traced = scope.spawn(|| trace_only("recvfrom,sendto,sched_yield", &serve));
+        let client = await_socket(&socket).and_then(|()| run(&fio_requests(&socket, REQUESTS)));
+        (traced.join(), client)
+    });
+    let (Ok(traced), client) = traced else {
+        return Err("the thread of the server failed".into());
+    };
+    client?;
+    let traced = traced?;
+    gates.push(Gate {
+        what: "network calls per NBD read of 4 KiB at depth 16".into(),
+        measured: ratio(traced.total(), REQUESTS),
+        allowed: 0.5,
+    });
+    std::fs::remove_file(image)?;
+    Ok(())
 }
 
 /// Of 512 MiB every second piece is dead: a quarter has to move, in batches.

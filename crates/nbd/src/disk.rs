@@ -14,15 +14,14 @@ pub struct DiskExport {
     read_only: bool,
     blocks: BlockSizes,
     description: String,
-    /// How much zeroing costs depends on them.
-    kind: (Format, DiskType),
+    /// How much zeroing costs depends on it.
+    disk_type: DiskType,
 }
 
 impl DiskExport {
     /// Serves a disk: as large as it is now, and for writing if it was opened so, unless `read_only`.
     pub fn new(disk: Arc<VirtualDisk>, read_only: bool) -> Self {
         let info = disk.info();
-        let kind = (info.format, info.disk_type);
         let description = match info.format {
             Format::Raw | Format::Iso => info.format.name().to_owned(),
             _ => format!("{}, {}", info.format.name(), info.disk_type.name()),
@@ -42,7 +41,7 @@ impl DiskExport {
                 ..BlockSizes::default()
             },
             description,
-            kind,
+            disk_type: info.disk_type,
             disk,
         }
     }
@@ -83,11 +82,10 @@ impl Export for DiskExport {
     }
 
     fn zeroes_fast(&self, offset: u64, length: u64, may_unmap: bool) -> bool {
-        let (format, disk_type) = self.kind;
-        match disk_type {
+        match self.disk_type {
             // One call of the file system, or less.
             DiskType::Fixed => true,
-            DiskType::Dynamic => may_unmap || format == Format::Raw,
+            DiskType::Dynamic => may_unmap,
             // Zeros in front of a parent's data may have to be written.
             DiskType::Differencing => {
                 let zero = |extent: vhdkit::disk::DiskExtent| {
