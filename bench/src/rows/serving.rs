@@ -42,6 +42,9 @@ impl Serving {
     }
 }
 
+/// A server and who it is.
+type Named = (&'static str, Serving);
+
 impl Drop for Serving {
     fn drop(&mut self) {
         let id = self.child.id().to_string();
@@ -169,7 +172,7 @@ impl Bench<'_> {
     }
 
     /// Ours first; each with a copy of its own, which is there already.
-    fn servers(&mut self) -> Result<(Vec<(&'static str, Serving)>, Vec<String>)> {
+    fn servers(&mut self) -> Result<(Vec<Named>, Vec<String>)> {
         let source = self.image(Kind::Rand)?;
         let mut servers = Vec::new();
         let mut notes = Vec::new();

@@ -113,10 +113,9 @@ impl Eagerness {
             return Ok(count);
         }
         let begun = Instant::now();
-        if self.score > 0 && eager_places() > 0 {
-            let _place = match Place::take() {
-                Some(place) => place,
-                None => return channel.recv(buf, None),
+        if self.score > 0 {
+            let Some(_place) = Place::take() else {
+                return channel.recv(buf, None);
             };
             while begun.elapsed() < Self::PATIENCE {
                 for _ in 0..8 {

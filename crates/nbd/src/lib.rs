@@ -60,6 +60,6 @@ pub use export::{
     BASE_ALLOCATION, BlockSizes, Catalog, Export, MAX_NAME, MAX_REQUEST, Status, allocation,
 };
 pub use listen::{Address, Listener};
-pub use replay::replay;
+pub use replay::{Replayed, replay};
 pub use server::{Limits, Server, Stopper};
 pub use tls::TlsIdentity;

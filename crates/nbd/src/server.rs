@@ -27,7 +27,7 @@ use crate::tls::TlsIdentity;
 #[derive(Clone, Copy, Debug)]
 #[expect(clippy::exhaustive_structs, reason = "a plain request")]
 pub struct Limits {
-    /// Clients that are served at the same time. Each takes up to 10 MiB of memory and 17 threads when it has many
+    /// Clients that are served at the same time. Each takes up to 12 MiB of memory and 17 threads when it has many
     /// requests underway, and a few hundred KiB and one thread else.
     pub clients: usize,
     /// Connections that have not chosen an export yet.
@@ -177,9 +177,8 @@ impl Server {
     /// Waits until it is asked to end; with `until_idle` also until a client was served and none is left.
     pub fn wait(&self, until_idle: bool) {
         let mut registry = self.shared.registry();
-        while !self.shared.is_stopping()
-            && !(until_idle && registry.served && registry.count(true) == 0)
-        {
+        let is_idle = |r: &Registry| until_idle && r.served && r.count(true) == 0;
+        while !self.shared.is_stopping() && !is_idle(&registry) {
             let waited = self.shared.changed.wait(registry);
             registry = waited.unwrap_or_else(PoisonError::into_inner);
         }

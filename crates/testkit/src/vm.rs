@@ -299,22 +299,21 @@ impl Guest {
                     .unwrap()
                     .to_string_lossy()
                     .into_owned();
-                let plain = file.trim_end_matches(".xz").to_owned();
+                let packed = file.strip_suffix(".xz");
+                let plain = packed.unwrap_or(&file).to_owned();
                 if !loaded.insert(plain.clone()) {
                     continue;
                 }
                 let to = root.join("lib/modules").join(&plain);
-                if file.ends_with(".xz") {
+                if packed.is_some() {
                     let unpacked = Command::new("xz").args(["-dc", path]).output().unwrap();
                     fs::write(&to, unpacked.stdout).unwrap();
                 } else {
                     copy(Path::new(path), &to);
                 }
                 let own = plain.trim_end_matches(".ko").replace('-', "_") == name.replace('-', "_");
-                loads += &format!(
-                    "insmod /lib/modules/{plain} {}\n",
-                    if own { parameters } else { "" }
-                );
+                let parameters = if own { parameters } else { "" };
+                loads.extend(["insmod /lib/modules/", &plain, " ", parameters, "\n"]);
             }
         }
         loads

@@ -141,13 +141,13 @@ fn a_flush_on_one_connection_covers_the_writes_of_another() {
     let mut served = Served::disks(&["a.vhdx"], 64 * MIB);
     served.nbdsh(
         "a.vhdx",
-        r#"
+        r"
 g = connect()
 for i in range(16):
     h.pwrite(bytes([i + 1]) * 4096, i << 20)
     assert g.pread(4096, i << 20) == bytes([i + 1]) * 4096
 g.flush()
-"#,
+",
     );
     // What another process would find if this one died now.
     let copy = served.path("copy.vhdx");

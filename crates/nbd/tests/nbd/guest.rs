@@ -41,7 +41,7 @@ fn linux_connects_twice_partitions_trims_and_keeps_every_byte() {
             "sha256sum",
         ])
         .run(&format!(
-            r#"set -e
+            r"set -e
 nbd-client -N a.vhdx 10.0.2.2 {port} /dev/nbd0 -C 2
 [ $(cat /sys/block/nbd0/queue/discard_max_bytes) != 0 ]
 printf 'label: gpt\nsize=200MiB\nsize=20MiB\n' | sfdisk -q /dev/nbd0
@@ -63,10 +63,10 @@ fstrim -v /mnt
 umount /mnt
 e2fsck -fn /dev/nbd0p1
 nbd-client -d /dev/nbd0
-"#
+"
         ));
     assert!(said.succeeded, "{}", said.console);
-    server.close(std::time::Duration::from_secs(60));
+    server.close(std::time::Duration::from_mins(1));
     Arc::into_inner(disk).unwrap().close().unwrap();
     let disk = vhdkit::VirtualDisk::open(&path).unwrap();
     let extents = disk.extents(0..disk.virtual_size()).map(|e| e.unwrap().1);

@@ -50,13 +50,17 @@ fn words() -> impl Strategy<Value = Vec<u8>> {
             .prop_map(|(n, name, wanted)| {
                 let mut data = text(name);
                 data.extend(u16::try_from(wanted.len()).unwrap().to_be_bytes());
-                wanted.iter().for_each(|w| data.extend(w.to_be_bytes()));
+                for w in wanted {
+                    data.extend(w.to_be_bytes());
+                }
                 option(n, &data)
             }),
         (9_u32..11, name, prop::collection::vec(query, 0..4)).prop_map(|(n, name, queries)| {
             let mut data = text(name);
             data.extend(u32::try_from(queries.len()).unwrap().to_be_bytes());
-            queries.iter().for_each(|q| data.extend(text(q)));
+            for q in queries {
+                data.extend(text(q));
+            }
             option(n, &data)
         }),
         (

@@ -7,7 +7,7 @@ use std::time::Duration;
 use vhdkit::ErrorKind;
 use vhdkit_nbd::Limits;
 
-use crate::support::{MIB, Memory, Served};
+use crate::support::{MIB, Memory, Served, byte_at};
 
 pub(crate) struct Raw(pub(crate) UnixStream);
 
@@ -30,7 +30,7 @@ impl Raw {
     pub(crate) fn connect(served: &Served) -> Self {
         let stream = UnixStream::connect(served.socket()).unwrap();
         stream
-            .set_read_timeout(Some(Duration::from_secs(60)))
+            .set_read_timeout(Some(Duration::from_mins(1)))
             .unwrap();
         let mut raw = Self(stream);
         let greeting = raw.take(18);
@@ -51,7 +51,7 @@ impl Raw {
 
     /// True if the server has hung up.
     pub(crate) fn is_over(&mut self) -> bool {
-        matches!(self.0.read(&mut [0]), Ok(0)) || matches!(self.0.write_all(&[0; 8]), Err(_))
+        matches!(self.0.read(&mut [0]), Ok(0)) || self.0.write_all(&[0; 8]).is_err()
     }
 
     pub(crate) fn option(&mut self, number: u32, data: &[u8]) {
@@ -357,7 +357,7 @@ fn requests_of_one_connection_run_at_the_same_time() {
         assert_eq!(error, 0);
         let data = raw.take(4096);
         let at = usize::try_from(cookie * MIB).unwrap();
-        let right = |(i, &b): (usize, &u8)| b == ((at + i) / 512) as u8 ^ (at + i) as u8;
+        let right = |(i, &b): (usize, &u8)| b == byte_at(at + i);
         assert!(
             data.iter().enumerate().all(right),
             "the data of another request"

@@ -30,9 +30,14 @@ pub(crate) struct Memory {
     pub(crate) flushes: Arc<AtomicUsize>,
 }
 
+/// What [`Memory`] holds at the beginning: no two sectors alike, up to a point.
+pub(crate) fn byte_at(i: usize) -> u8 {
+    (i / 512).to_le_bytes()[0] ^ i.to_le_bytes()[0]
+}
+
 impl Memory {
     pub(crate) fn new(size: u64) -> Self {
-        let bytes = (0..usize::try_from(size).unwrap()).map(|i| (i / 512) as u8 ^ i as u8);
+        let bytes = (0..usize::try_from(size).unwrap()).map(byte_at);
         Self {
             bytes: Mutex::new(bytes.collect()),
             delay: Duration::ZERO,
@@ -83,7 +88,7 @@ impl Export for Memory {
     }
     fn write_at(&self, offset: u64, data: &[u8]) -> Result<()> {
         self.change(offset, data.len() as u64, |bytes| {
-            bytes.copy_from_slice(data)
+            bytes.copy_from_slice(data);
         })
     }
     fn zero(&self, offset: u64, length: u64, _may_unmap: bool) -> Result<()> {
@@ -257,7 +262,7 @@ impl Served {
     /// Ends the server and closes the disks.
     pub(crate) fn close(&mut self) {
         if let Some(server) = self.server.take() {
-            server.close(Duration::from_secs(60));
+            server.close(Duration::from_mins(1));
         }
         for disk in self.disks.drain(..) {
             Arc::into_inner(disk).unwrap().close().unwrap();
