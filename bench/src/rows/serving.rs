@@ -1,5 +1,7 @@
 //! Rows N: disks served over NBD at a Unix socket, in memory, with fio and nbdcopy as clients.
 
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -28,7 +30,7 @@ impl Serving {
             socket: socket.to_owned(),
         };
         let begun = Instant::now();
-        while std::os::unix::net::UnixStream::connect(socket).is_err() {
+        while UnixStream::connect(socket).is_err() {
             if begun.elapsed() > Duration::from_secs(20) || serving.child.try_wait()?.is_some() {
                 return Err(format!("{} does not listen", argv.join(" ")).into());
             }
@@ -61,14 +63,37 @@ impl Drop for Serving {
     }
 }
 
-/// Waits for a server to listen.
-pub(crate) fn await_socket(socket: &str) -> Result<()> {
+/// Waits for a server, and takes its only export, so that it is not idle while the result is there.
+pub(crate) fn hold(socket: &str) -> Result<UnixStream> {
     let begun = Instant::now();
-    while !std::path::Path::new(socket).exists() {
-        if begun.elapsed() > Duration::from_secs(20) {
-            return Err(format!("nobody listens at {socket}").into());
+    let mut stream = loop {
+        match UnixStream::connect(socket) {
+            Ok(stream) => break stream,
+            Err(e) if begun.elapsed() > Duration::from_secs(20) => return Err(e.into()),
+            Err(_) => std::thread::sleep(Duration::from_millis(20)),
         }
-        std::thread::sleep(Duration::from_millis(20));
+    };
+    // The shortest way in: flags, and the export without a name (protocol: NBD_OPT_EXPORT_NAME).
+    stream.write_all(b"\0\0\0\x03IHAVEOPT\0\0\0\x01\0\0\0\0")?;
+    stream.read_exact(&mut [0; 18 + 10])?;
+    Ok(stream)
+}
+
+/// Asks for 16 pages with one call and takes all replies, `rounds` times.
+pub(crate) fn read_in_batches(mut stream: UnixStream, rounds: u64) -> Result<()> {
+    const DEPTH: u64 = 16;
+    let mut replies = vec![0; 16 * (16 + 4096)];
+    for round in 0..rounds {
+        let mut requests = Vec::new();
+        for i in 0..DEPTH {
+            requests.extend(0x2560_9513_u32.to_be_bytes());
+            requests.extend(0_u32.to_be_bytes());
+            requests.extend(i.to_be_bytes());
+            requests.extend(((round * DEPTH + i) * 4096).to_be_bytes());
+            requests.extend(4096_u32.to_be_bytes());
+        }
+        stream.write_all(&requests)?;
+        stream.read_exact(&mut replies)?;
     }
     Ok(())
 }
@@ -88,21 +113,6 @@ fn fio_nbd(uri: &str, operation: &str, block: &str, depth: &str, seconds: &str) 
         "--norandommap",
         "--randrepeat=0",
         "--output-format=json",
-    ])
-}
-
-/// So many random reads of 4 KiB at depth 16.
-pub(crate) fn fio_requests(socket: &str, count: u64) -> Argv {
-    Argv::new(&[
-        "fio",
-        "--name=nbd",
-        "--ioengine=nbd",
-        &format!("--uri=nbd+unix:///?socket={socket}"),
-        "--rw=randread",
-        "--bs=4k",
-        "--iodepth=16",
-        "--norandommap",
-        &format!("--io_size={}", count * 4096),
     ])
 }
 
