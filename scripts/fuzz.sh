@@ -10,7 +10,7 @@ cd "$(dirname "$0")/../fuzz"
 seconds=${1:-60}
 [ $# -gt 0 ] && shift
 if [ $# -eq 0 ]; then
-    set -- vhd_open vhdx_open vhdx_log parent_locator iso_detect partitions operations scsi
+    set -- vhd_open vhdx_open vhdx_log parent_locator iso_detect partitions operations scsi nbd
 fi
 for target in "$@"; do
     echo "== $target for $seconds s"

@@ -16,7 +16,7 @@ exec </dev/null
 NEXTEST_VERSION=0.9.143
 DENY_VERSION=0.20.2
 FUZZ_VERSION=0.13.2
-# For each of the seven targets.
+# For each target.
 FUZZ_SECONDS=20
 
 export CARGO_TERM_COLOR=never CARGO_TERM_PROGRESS_WHEN=never
@@ -30,6 +30,7 @@ trap 'rm -rf "$logs"' EXIT
 
 main() {
   install_packages
+  install_guest_kernel
   install_tools
   step "formatting" cargo fmt --check
   step "lints" cargo clippy --workspace --all-targets --locked -- -D warnings
@@ -71,14 +72,16 @@ step() {
 # --- what is needed -------------------------------------------------------------------------------------------------
 
 # The peers that our files are read back with, and the tools of the end-to-end tests.
-QEMU_PACKAGES=(qemu-utils qemu-system-common)
-PACKAGES=(7zip libvhdi-utils python3-libvhdi fio strace xfsprogs btrfs-progs zstd tmux gdisk fdisk gcc g++ valgrind)
+QEMU_PACKAGES=(qemu-utils qemu-system-common qemu-system-x86)
+PACKAGES=(7zip libvhdi-utils python3-libvhdi fio strace xfsprogs btrfs-progs zstd tmux gdisk fdisk gcc g++ valgrind
+  libnbd-bin python3-libnbd nbdkit nbd-client gnutls-bin fuse3 busybox-static cpio kmod xz-utils)
 
 install_packages() {
   local qemu=() others=() package
   if ! command -v dpkg-query >/dev/null; then
     local missing=() tool
-    for tool in qemu-img qemu-io 7zz vhdiinfo fio strace mkfs.xfs mkfs.btrfs zstd tmux sgdisk sfdisk gcc g++ valgrind; do
+    for tool in qemu-img qemu-io 7zz vhdiinfo fio strace mkfs.xfs mkfs.btrfs zstd tmux sgdisk sfdisk gcc g++ valgrind nbdinfo nbdkit nbd-client certtool fusermount3 \
+      qemu-system-x86_64 busybox cpio modprobe xz; do
       command -v "$tool" >/dev/null || missing+=("$tool")
     done
     ((${#missing[@]})) && echo "missing tools (tests that need them will say so): ${missing[*]}"
@@ -110,6 +113,19 @@ install_packages() {
   if ((${#others[@]})); then
     apt install -y --no-install-recommends "${others[@]}" || fail "installation of ${others[*]}"
   fi
+}
+
+# Not installed, only unpacked: it is for guests.
+install_guest_kernel() {
+  command -v apt-get >/dev/null || return 0
+  title "a kernel for guests"
+  if ((EUID == 0)) && [[ $(codename) == bookworm ]]; then
+    # The stable suite's kernel lacks drivers.
+    local before
+    before=$(apt-cache policy | grep -c bookworm-backports)
+    add_backports && ((before)) || apt update -qq
+  fi
+  scripts/guest-kernel.sh || echo "no kernel for guests (tests that need it will say so)"
 }
 
 apt() {

@@ -3,8 +3,9 @@
 use crate::Result;
 use crate::images::{self, Kind};
 use crate::process::{Argv, find, run};
+use crate::rows::serving::{hold, read_in_batches};
 use crate::scratch::Scratch;
-use crate::trace::{Trace, trace};
+use crate::trace::{Trace, trace, trace_only};
 
 const MIB: u64 = 1 << 20;
 
@@ -38,6 +39,7 @@ pub(crate) fn run_all(scratch: &Scratch, vhdkit: &str) -> Result<bool> {
         compaction(scratch, vhdkit, format, &mut gates)?;
         merge(scratch, vhdkit, format, &mut gates)?;
     }
+    serving(scratch, vhdkit, &mut gates)?;
     let mut held = true;
     for gate in &gates {
         let holds = gate.measured <= gate.allowed;
@@ -196,6 +198,38 @@ fn in_place(scratch: &Scratch, vhdkit: &str, gates: &mut Vec<Gate>) -> Result<()
         ));
     }
     crate::verify::same(&original, &image)
+}
+
+/// What requests that come together cost a server: one read of the file each, and few calls for all replies.
+fn serving(scratch: &Scratch, vhdkit: &str, gates: &mut Vec<Gate>) -> Result<()> {
+    const ROUNDS: u64 = 500;
+    let image = scratch.in_memory("gate-served.raw");
+    let socket = scratch.in_memory("gate.sock");
+    images::make(&image, Kind::Rand, 64 * MIB)?;
+    let serve = Argv::new(&[
+        vhdkit,
+        "serve",
+        &image,
+        "--format",
+        "raw",
+        "--socket",
+        &socket,
+        "--exit-when-idle",
+    ]);
+    let (traced, client) = std::thread::scope(|scope| {
+        let traced = scope.spawn(|| trace_only("sendto", &serve));
+        let client = hold(&socket).and_then(|stream| read_in_batches(stream, ROUNDS));
+        (traced.join(), client)
+    });
+    client?;
+    let traced = traced.map_err(|_| "the thread of the server failed")??;
+    gates.push(Gate {
+        what: "calls that send, per NBD read of 4 KiB, 16 at a time".into(),
+        measured: ratio(traced.count("sendto"), ROUNDS * 16),
+        allowed: 0.2,
+    });
+    std::fs::remove_file(image)?;
+    Ok(())
 }
 
 /// Of 512 MiB every second piece is dead: a quarter has to move, in batches.

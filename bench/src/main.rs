@@ -200,6 +200,8 @@ fn peers() -> Vec<String> {
         ("qemu-img", "--version"),
         ("fio", "--version"),
         ("cp", "--version"),
+        ("nbdkit", "--version"),
+        ("nbdcopy", "--version"),
         ("7zz", "i"),
     ]
     .into_iter()

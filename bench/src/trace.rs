@@ -31,9 +31,19 @@ impl Trace {
 
 /// Runs a program under strace.
 pub(crate) fn trace(argv: &Argv) -> Result<Trace> {
+    trace_with(&[], argv)
+}
+
+/// As [`trace`], for a few calls only (names with commas): the others run at full speed.
+pub(crate) fn trace_only(calls: &str, argv: &Argv) -> Result<Trace> {
+    trace_with(&["--seccomp-bpf", "-e", &format!("trace={calls}")], argv)
+}
+
+fn trace_with(options: &[&str], argv: &Argv) -> Result<Trace> {
     let log = std::env::temp_dir().join(format!("vhdkit-bench-trace-{}", std::process::id()));
     let name = log.to_string_lossy().into_owned();
     let mut traced = Argv::new(&["strace", "-f", "-qq", "-s", "4", "-o", &name]);
+    traced.0.extend(options.iter().map(|&part| part.to_owned()));
     traced.0.extend(argv.0.iter().cloned());
     let result = run(&traced);
     let text = std::fs::read(&log);

@@ -3,6 +3,7 @@
 mod conversions;
 mod in_place;
 mod requests;
+pub(crate) mod serving;
 mod small;
 
 use std::collections::HashMap;
@@ -14,9 +15,9 @@ use crate::rounds::{Against, Reading, Row, RowResult, Side, Target, measure};
 use crate::scratch::Scratch;
 
 /// All rows, in the order in which they run.
-pub(crate) const ALL: [&str; 23] = [
+pub(crate) const ALL: [&str; 28] = [
     "C1", "C2", "C3", "C4", "C5", "C6", "C7", "C8", "C9", "C10", "A1", "A2", "A3", "W1", "W2",
-    "W3", "W4", "K", "K3", "K4", "O1", "O2", "O3",
+    "W3", "W4", "K", "K3", "K4", "O1", "O2", "O3", "N1", "N2", "N3", "N4", "N5",
 ];
 
 /// What rows are made with.
@@ -122,6 +123,27 @@ impl Bench<'_> {
             "O1" => self.merges(),
             "O2" => self.mirrors(),
             "O3" => self.watched(),
+            "N1" => {
+                for depth in ["16", "64"] {
+                    self.served("N1", "randread", "4k", depth, [(1.3, 1.6), (3.0, 4.5)])?;
+                }
+                Ok(())
+            }
+            "N2" => self.served("N2", "randwrite", "4k", "16", [(0.9, 1.1), (3.0, 4.0)]),
+            "N3" => {
+                for operation in ["randread", "randwrite"] {
+                    self.served("N3", operation, "4k", "1", [(1.5, 2.0), (2.5, 3.7)])?;
+                }
+                Ok(())
+            }
+            "N4" => {
+                self.served("N4", "read", "128k", "8", [(2.0, 2.4), (3.0, 4.3)])?;
+                self.served("N4", "read", "1m", "4", [(2.0, 2.4), (3.0, 4.3)])
+            }
+            "N5" => {
+                self.served("N5", "write", "128k", "8", [(1.2, 1.4), (2.3, 2.9)])?;
+                self.copied_in()
+            }
             _ => Err(format!("there is no row {id}; there are {}", ALL.join(", ")).into()),
         }
     }

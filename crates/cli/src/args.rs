@@ -3,6 +3,7 @@
 //! What is here is what was typed. Each command turns it into a typed request of the library before anything is done.
 
 mod operations;
+mod serve;
 
 use std::path::PathBuf;
 
@@ -19,6 +20,7 @@ pub(crate) use operations::{
     CompactArgs, ExpandArgs, MergeArgs, MetadataAction, MetadataArgs, MirrorArgs, Mode, ResizeArgs,
     SetArgs, SetParentArgs,
 };
+pub(crate) use serve::ServeArgs;
 
 const EXIT_CODES: &str = "\
 Exit codes:
@@ -68,6 +70,7 @@ pub(crate) enum Command {
     Metadata(MetadataArgs),
     Read(ReadArgs),
     Write(WriteArgs),
+    Serve(ServeArgs),
     Progress(PendingArgs),
     Cancel(CancelArgs),
     Completions(CompletionsArgs),
@@ -96,6 +99,7 @@ impl Command {
             }
             Command::Read(a) => a.output.json,
             Command::Write(a) => a.output.json,
+            Command::Serve(a) => a.output.json,
             Command::Progress(a) => a.output.json,
             Command::Cancel(a) => a.output.json,
             Command::Completions(_) | Command::Man(_) => false,

@@ -7,6 +7,7 @@ use vhdkit::disk::detect_format;
 use vhdkit::image::{DiskType, Format};
 use vhdkit::storage::{Access, FileStorage};
 use vhdkit::verbs::profile::Profile;
+use vhdkit::{Error, ErrorKind};
 
 use crate::args::FormatName;
 use crate::failure::Failure;
@@ -66,6 +67,23 @@ pub(crate) fn missing_signature(path: &Path) -> Option<Format> {
     let promised = by_name(path).filter(|format| *format != Format::Raw)?;
     let storage = FileStorage::open(path, Access::ReadOnly).ok()?;
     matches!(detect_format(&storage), Ok(Format::Raw)).then_some(promised)
+}
+
+/// Writing into a damaged file as if it were a raw disk would finish what the damage began.
+pub(crate) fn refuse_without_signature(path: &Path) -> Result<(), Error> {
+    match missing_signature(path) {
+        Some(promised) => Err(Error::new(
+            ErrorKind::FormatUnknown,
+            format!(
+                "it is named like a {0} file but has no {0} signature",
+                promised.name()
+            ),
+        )
+        .with_path(path)
+        .while_doing("cannot write to")
+        .with_hint("look at it with vhdkit check; if it is a raw disk, rename it to .img")),
+        None => Ok(()),
+    }
 }
 
 /// Says on standard error if a file is not what its name promises.

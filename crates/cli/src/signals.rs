@@ -1,10 +1,12 @@
 //! Ctrl-C and SIGTERM: the first one asks a running operation to stop and leaves it the time to do so safely; the
-//! second one ends the program at once, as does the first where nothing needs to be put in order.
+//! second one ends the program at once, as does the first where nothing needs to be put in order. Signals that come
+//! together are one: some senders signal a process and its group.
 
 use std::io::{self, IsTerminal, Write};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
+use std::time::{Duration, Instant};
 
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
@@ -20,10 +22,17 @@ pub(crate) struct Interrupt {
 
 #[derive(Default)]
 struct State {
-    /// What is asked to stop; without it a signal ends the program.
-    running: Mutex<Option<Observer>>,
+    /// How what is running is asked to stop; without it a signal ends the program.
+    running: Mutex<Option<Stop>>,
     asked: AtomicBool,
+    /// When it was asked.
+    when: Mutex<Option<Instant>>,
 }
+
+/// Between two signals of people there is more.
+const TOGETHER: Duration = Duration::from_millis(100);
+
+type Stop = Arc<dyn Fn() + Send + Sync>;
 
 impl Interrupt {
     /// Begins to listen.
@@ -43,7 +52,12 @@ impl Interrupt {
 
     /// From now on the first signal asks this operation to stop.
     pub(crate) fn cancels(&self, observer: Observer) {
-        *self.state.lock() = Some(observer);
+        self.calls(move || observer.cancel());
+    }
+
+    /// From now on the first signal does this, on another thread.
+    pub(crate) fn calls(&self, stop: impl Fn() + Send + Sync + 'static) {
+        *self.state.lock() = Some(Arc::new(stop));
     }
 
     /// The operation is over: a signal ends the program again.
@@ -53,14 +67,23 @@ impl Interrupt {
 }
 
 impl State {
-    fn lock(&self) -> std::sync::MutexGuard<'_, Option<Observer>> {
+    fn lock(&self) -> std::sync::MutexGuard<'_, Option<Stop>> {
         self.running.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn was_just_asked(&self) -> bool {
+        let when = *self.when.lock().unwrap_or_else(PoisonError::into_inner);
+        when.is_some_and(|when| when.elapsed() < TOGETHER)
     }
 
     fn on_signal(&self) {
         let running = self.lock().clone();
         match running {
-            Some(observer) if !self.asked.swap(true, Ordering::AcqRel) => observer.cancel(),
+            Some(stop) if !self.asked.swap(true, Ordering::AcqRel) => {
+                *self.when.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+                stop();
+            }
+            Some(_) if self.was_just_asked() => {}
             _ => {
                 // The bar that may be there stays; what comes next begins on a line of its own.
                 if self.asked.load(Ordering::Acquire) && io::stderr().is_terminal() {

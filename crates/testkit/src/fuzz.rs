@@ -11,6 +11,7 @@ use vhdkit::image::{CreateParameters, DiskType, Format};
 use vhdkit::iso::IsoImage;
 use vhdkit::scsi::{Command, Data, Direction, ScsiTarget, Status};
 use vhdkit::storage::{MemoryStorage, Storage};
+use vhdkit_nbd::{Catalog, DiskExport, replay};
 
 use crate::guest::{GuestOp, follow_discard};
 use crate::history::assert_clean;
@@ -33,6 +34,7 @@ pub const TARGETS: &[Target] = &[
     ("partitions", partitions),
     ("operations", operations),
     ("scsi", scsi),
+    ("nbd", nbd),
 ];
 
 const MIB: u64 = 1 << 20;
@@ -314,6 +316,30 @@ pub fn scsi(data: &[u8]) {
             "{cdb:02x?}: {response:?}"
         );
     }
+}
+
+/// A conversation of an NBD client, from its flags on, with and without TLS; in one piece and in several it has to come
+/// to the same.
+pub fn nbd(data: &[u8]) {
+    static CATALOG: OnceLock<Arc<Catalog>> = OnceLock::new();
+    let catalog = CATALOG.get_or_init(|| {
+        let mut catalog = Catalog::new();
+        for (name, disk_type) in [("a", DiskType::Dynamic), ("b", DiskType::Differencing)] {
+            let disk = variant(Format::Vhdx, disk_type).make(1).open(true);
+            let disk = Arc::new(disk.expect("a new disk opens"));
+            let export = DiskExport::new(disk, name == "b");
+            catalog.add(name, Arc::new(export)).expect("another name");
+        }
+        Arc::new(catalog)
+    });
+    let mut input = Input(data);
+    let kind = input.number(1);
+    let piece = 1 + input.number(1) as usize;
+    let whole = replay(catalog, kind % 2 == 1, input.0, usize::MAX);
+    assert_eq!(whole, replay(catalog, kind % 2 == 1, input.0, piece));
+    assert!(whole.consumed <= input.0.len());
+    // Of a few bytes a little more can be made, of none nothing: a client cannot have a flood for a drop.
+    assert!(whole.answers.len() <= 64 + 32 * input.0.len());
 }
 
 /// Partition tables: changes to an MBR with logical partitions, or to a GPT, its checksums right or not.

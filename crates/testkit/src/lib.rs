@@ -15,6 +15,7 @@
 //! | [`corpus`] | real images and what is known of them |
 //! | [`peers`] | other programs that read the same formats |
 //! | [`fuzz`] | what the fuzz targets run |
+//! | [`vm`] | a guest with a real kernel |
 #![allow(
     clippy::unwrap_used,
     clippy::panic,
@@ -42,3 +43,4 @@ pub mod probe;
 pub mod require;
 pub mod rng;
 pub mod variant;
+pub mod vm;

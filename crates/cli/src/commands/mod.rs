@@ -15,6 +15,7 @@ mod mirror;
 mod progress;
 mod read;
 mod resize;
+mod serve;
 mod set;
 mod write;
 
@@ -50,6 +51,7 @@ pub(crate) fn run(command: Command, session: &mut Session) -> Result<u8, Failure
         Command::Metadata(args) => set::metadata(&args, session),
         Command::Read(args) => read::run(&args, session),
         Command::Write(args) => write::run(&args, session),
+        Command::Serve(args) => serve::run(&args, session),
         Command::Progress(args) => progress::run(&args, session),
         Command::Cancel(args) => cancel::run(&args, session),
         Command::Completions(args) => generate::completions(&args, session),

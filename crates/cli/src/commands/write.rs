@@ -2,7 +2,6 @@
 
 use std::io::{self, ErrorKind as Io, Read, Seek};
 use std::os::fd::AsFd;
-use std::path::Path;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::thread;
 use std::time::Duration;
@@ -32,7 +31,7 @@ struct Written {
 }
 
 pub(crate) fn run(args: &WriteArgs, session: &mut Session) -> Result<u8, Failure> {
-    refuse_without_signature(&args.path)?;
+    formats::refuse_without_signature(&args.path)?;
     let open = args.parents.open_options()?.writable(true);
     let disk = open.open(&args.path)?;
     let known = input_length().map_err(Failure::Input)?;
@@ -70,23 +69,6 @@ pub(crate) fn run(args: &WriteArgs, session: &mut Session) -> Result<u8, Failure
         ))?;
     }
     Ok(DONE)
-}
-
-/// Writing into a damaged file as if it were a raw disk would finish what the damage began.
-fn refuse_without_signature(path: &Path) -> Result<(), Error> {
-    match formats::missing_signature(path) {
-        Some(promised) => Err(Error::new(
-            ErrorKind::FormatUnknown,
-            format!(
-                "it is named like a {0} file but has no {0} signature",
-                promised.name()
-            ),
-        )
-        .with_path(path)
-        .while_doing("cannot write to")
-        .with_hint("look at it with vhdkit check; if it is a raw disk, rename it to .img")),
-        None => Ok(()),
-    }
 }
 
 /// How much will come, if standard input is a file.

@@ -29,6 +29,7 @@ fn nothing_typed_shows_the_help() {
         "read",
         "write",
         "cancel",
+        "serve",
     ] {
         assert!(
             folder
@@ -98,6 +99,8 @@ fn wrong_arguments_end_with_2() {
         "convert a.img b.vhd --profile gcp",
         "create a.vhd 1G --profile gcp",
         "cancel",
+        "serve",
+        "serve a.vhdx --format qcow2",
     ] {
         let ran = folder.run(words);
         assert_eq!(ran.code, Some(2), "{words}: {ran:?}");

@@ -23,4 +23,5 @@ mod merge;
 mod mirror;
 mod published;
 mod resize;
+mod serve;
 mod support;

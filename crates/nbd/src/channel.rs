@@ -1,0 +1,70 @@
+//! What a connection sends and receives through: a socket, with TLS or without.
+
+use std::io;
+use std::sync::Arc;
+use std::time::Instant;
+
+use crate::socket::Socket;
+use crate::tls::{Tls, TlsIdentity, Wait};
+
+pub(crate) struct Channel {
+    socket: Arc<Socket>,
+    tls: Option<Tls>,
+}
+
+impl Channel {
+    pub(crate) fn new(socket: Arc<Socket>) -> Self {
+        Self { socket, tls: None }
+    }
+
+    /// Begins TLS. `early` is what was received of it already.
+    pub(crate) fn start_tls(
+        &mut self,
+        identity: &TlsIdentity,
+        early: &[u8],
+        deadline: Instant,
+    ) -> io::Result<()> {
+        self.tls = Some(Tls::accept(identity, &self.socket, early, deadline)?);
+        Ok(())
+    }
+
+    /// What is there already; `None` if nothing is. Zero at the end.
+    pub(crate) fn try_recv(&self, buf: &mut [u8]) -> io::Result<Option<usize>> {
+        match &self.tls {
+            None => self.socket.try_recv(buf),
+            Some(tls) => tls.recv(&self.socket, buf, Wait::Not),
+        }
+    }
+
+    /// At least one byte, or zero at the end.
+    pub(crate) fn recv(&self, buf: &mut [u8], deadline: Option<Instant>) -> io::Result<usize> {
+        match &self.tls {
+            None => self.socket.recv(buf, deadline),
+            Some(tls) => {
+                let count = tls.recv(&self.socket, buf, Wait::Until(deadline))?;
+                Ok(count.unwrap_or(0))
+            }
+        }
+    }
+
+    /// All of it. Threads that send at the same time do so one after the other only if the caller sees to it.
+    pub(crate) fn send(&self, bytes: &[u8], deadline: Option<Instant>) -> io::Result<()> {
+        match &self.tls {
+            None => self.socket.send(bytes, deadline),
+            Some(tls) => tls.send(&self.socket, bytes, deadline),
+        }
+    }
+
+    /// Ends the connection in order.
+    pub(crate) fn close(&self, deadline: Instant) {
+        if let Some(tls) = &self.tls {
+            tls.close(&self.socket, deadline);
+        }
+        self.socket.hang_up();
+    }
+
+    /// Ends the connection, whatever waits for it.
+    pub(crate) fn hang_up(&self) {
+        self.socket.hang_up();
+    }
+}

@@ -1,0 +1,16 @@
+//! The server against clients that are not ours: libnbd, QEMU, fio, Linux.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "a test that cannot go on fails"
+)]
+
+mod clients;
+mod commands;
+mod guest;
+mod hostile;
+mod protocol;
+mod raw;
+mod support;
+mod tls;
