@@ -96,9 +96,9 @@ impl VhdxImage {
         self.reserve_pages(&pages)?;
         self.journal
             .transact(&*self.storage, &|page| self.take_page(page), pages, freed)?;
-        freed_logged
-            .iter()
-            .for_each(|&span| self.journal.free_logged(span));
+        for &span in freed_logged {
+            self.journal.free_logged(span);
+        }
         Ok(())
     }
 
