@@ -1,0 +1,1 @@
+//! Attaches virtual disks to Linux as block devices.
