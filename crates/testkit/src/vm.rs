@@ -251,7 +251,7 @@ impl Guest {
                  /bin/busybox --install -s /bin\n\
                  {loads}\n{network}\n\
                  {switch}\n\
-                 echo; echo \"{END}$?\"\n\
+                 code=$?; echo; echo \"{END}$code\"\n\
                  sync; poweroff -f\n"
             ),
         );
