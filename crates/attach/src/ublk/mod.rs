@@ -1,0 +1,281 @@
+//! A disk as a Linux block device of its own kind, served by this process through ublk (`/dev/ublkbN`).
+//!
+//! Shorter than FUSE and a loop device: requests come from the block layer as they are, with flushes, FUA, discards and
+//! both kinds of zeroing told apart, and the kernel reads the partition table. Needs the driver `ublk_drv` of Linux 6.5
+//! or later, loaded, and root.
+//!
+//! When the serving process ends, however it does, the kernel removes the block device at once and fails what is
+//! underway and all that comes with an I/O error: so the device asks for no user recovery, with which requests would
+//! wait for a new server. What then remains is `/dev/ublkcN`, which [`remove`] takes away.
+//!
+//! `wire` has the structures, `sys` the unsafe code, `control` makes devices; `queue`, `helpers` and `perform` serve.
+
+mod control;
+mod helpers;
+mod perform;
+mod queue;
+mod sys;
+mod wire;
+
+use std::fs::File;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use vhdkit::disk::Pace;
+use vhdkit::{Error, ErrorKind, Result, VirtualDisk};
+
+use control::Control;
+use helpers::Helpers;
+use perform::Work;
+use wire::{Basic, DeviceInfo, Discard, Parameters, SECTOR};
+
+/// Largest request, in bytes.
+const MAX_IO_BYTES: u32 = 1 << 20;
+/// Most requests underway in one queue.
+const DEPTH: u16 = 64;
+/// Most queues. The kernel makes no more than there are processors.
+const MAX_QUEUES: usize = 4;
+/// Longest range of one discard or zeroing, in bytes. Bounds how long one request takes.
+const MAX_RANGE: u64 = 1 << 30;
+
+/// True if this system can serve devices through ublk: the driver is there, new enough, and open to the caller.
+pub fn available() -> bool {
+    let needed = wire::F_IOCTL_ENCODE | wire::F_USER_COPY;
+    let features = Control::open().and_then(|control| control.features());
+    features.is_ok_and(|features| features & needed == needed)
+}
+
+/// Removes what is left of the device `/dev/ublkcN` of a server that has died; nothing is wrong if it is not there. A
+/// device that is served is stopped.
+///
+/// # Errors
+/// [`ErrorKind::Io`], [`ErrorKind::AccessDenied`].
+pub fn remove(number: u32) -> Result<()> {
+    let removed = Control::open().and_then(|control| control.delete(number));
+    match removed {
+        Err(e) if e.raw_os_error() == Some(rustix::io::Errno::NODEV.raw_os_error()) => Ok(()),
+        other => other.map_err(|e| Error::io("remove", e).with_path(format!("/dev/ublkc{number}"))),
+    }
+}
+
+/// How a disk is attached.
+#[derive(Clone, Copy, Default, Debug)]
+#[non_exhaustive]
+pub struct Options {
+    /// Refuses writes, also if the disk was opened for writing.
+    pub read_only: bool,
+}
+
+/// A block device that this process serves. Dropping it stops it.
+pub struct Device {
+    control: Control,
+    number: u32,
+    path: PathBuf,
+    queues: Mutex<Vec<JoinHandle<io::Result<()>>>>,
+    removed: AtomicBool,
+}
+
+impl Device {
+    /// Makes a block device of a disk, of the size that the disk has now. Works when this returns; its partitions are
+    /// there, too.
+    ///
+    /// # Errors
+    /// [`ErrorKind::AccessDenied`] without root; [`ErrorKind::NotFound`] without the driver;
+    /// [`ErrorKind::NotSupported`] for a driver that is too old, or a disk without a whole sector; [`ErrorKind::Io`].
+    pub fn start(disk: Arc<VirtualDisk>, options: Options) -> Result<Self> {
+        let control = Control::open().map_err(failed(control::PATH))?;
+        let parameters = parameters(&disk, options)?;
+        let processors = std::thread::available_parallelism().map_or(1, usize::from);
+        let mut info = DeviceInfo {
+            queues: processors.min(MAX_QUEUES) as u16,
+            queue_depth: DEPTH,
+            max_io_bytes: MAX_IO_BYTES,
+            device: u32::MAX,
+            flags: wire::F_IOCTL_ENCODE | wire::F_USER_COPY,
+            ..DeviceInfo::default()
+        };
+        control.add(&mut info).map_err(failed(control::PATH))?;
+        let device = Self {
+            control,
+            number: info.device,
+            path: format!("/dev/ublkb{}", info.device).into(),
+            queues: Mutex::default(),
+            removed: AtomicBool::new(false),
+        };
+        device.serve(disk, &info).map_err(failed(&device.path))?;
+        device
+            .control
+            .set_parameters(info.device, &parameters)
+            .and_then(|()| device.control.start(info.device))
+            .map_err(failed(&device.path))?;
+        Ok(device)
+    }
+
+    /// Starts the queues. Returns when all wait for requests: before that the kernel would not start the device, but
+    /// wait for them.
+    fn serve(&self, disk: Arc<VirtualDisk>, info: &DeviceInfo) -> io::Result<()> {
+        let work = Arc::new(Work {
+            disk,
+            device: open_character_device(info.device)?,
+            pace: Pace::default(),
+        });
+        let shared = Arc::new(queue::Shared {
+            helpers: Helpers::new(work.clone()),
+            work,
+            depth: info.queue_depth,
+        });
+        let (ready, is_ready) = mpsc::channel();
+        for number in 0..info.queues {
+            let (shared, ready) = (shared.clone(), ready.clone());
+            let thread = std::thread::Builder::new()
+                .name(format!("ublk queue {number}"))
+                .spawn(move || queue::run(&shared, number, &ready))?;
+            self.queues().push(thread);
+        }
+        drop(ready);
+        if is_ready.iter().take(info.queues.into()).count() == usize::from(info.queues) {
+            return Ok(());
+        }
+        // One has ended before it was ready. Removing the device ends the others, too.
+        self.remove();
+        Err(self.join().err().unwrap_or(io::ErrorKind::Other.into()))
+    }
+
+    /// `/dev/ublkbN`.
+    pub fn device_path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The number at the end of its name, for [`remove`].
+    pub fn number(&self) -> u32 {
+        self.number
+    }
+
+    /// Waits until the device is gone: because of [`Device::stop`], or of a failure, or since somebody else removed it.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Io`] if serving it failed.
+    pub fn wait(&self) -> Result<()> {
+        self.join().map_err(failed(&self.path))
+    }
+
+    /// Removes the device, after what is underway is done. What was written is flushed first by the kernel; whoever has
+    /// it open, a mounted file system among them, gets I/O errors from then on.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Io`] if serving it had failed before.
+    pub fn stop(&self) -> Result<()> {
+        if !self.removed.load(Ordering::Acquire) {
+            // It fails if the device is stopped already.
+            let _ = self.control.stop(self.number);
+        }
+        let result = self.join();
+        self.remove();
+        result.map_err(failed(&self.path))
+    }
+
+    fn remove(&self) {
+        if !self.removed.swap(true, Ordering::AcqRel) {
+            // There is nothing else to be done about it.
+            let _ = self.control.delete(self.number);
+        }
+    }
+
+    fn join(&self) -> io::Result<()> {
+        let mut result = Ok(());
+        let mut queues = self.queues();
+        for thread in queues.drain(..) {
+            let ended = thread.join();
+            result = result.and(ended.unwrap_or_else(|_| Err(io::ErrorKind::Other.into())));
+        }
+        result
+    }
+
+    fn queues(&self) -> std::sync::MutexGuard<'_, Vec<JoinHandle<io::Result<()>>>> {
+        self.queues.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Device {
+    fn drop(&mut self) {
+        let _ = self.stop();
+    }
+}
+
+fn failed(path: impl AsRef<Path>) -> impl FnOnce(io::Error) -> Error {
+    let path = path.as_ref().to_owned();
+    move |e| Error::io("ublk", e).with_path(path).while_doing("cannot attach as")
+}
+
+/// What the kernel is to know of the disk.
+fn parameters(disk: &VirtualDisk, options: Options) -> Result<Parameters> {
+    let info = disk.info();
+    let logical = info.logical_sector_size;
+    let physical = info.physical_sector_size.max(logical);
+    let size = info.virtual_size - info.virtual_size % u64::from(logical);
+    if size == 0 {
+        return Err(Error::new(
+            ErrorKind::NotSupported,
+            format!("a disk of {} bytes has no whole sector", info.virtual_size),
+        )
+        .with_path(disk.path()));
+    }
+    let writable = disk.is_writable() && !options.read_only;
+    let access = if writable { 0 } else { Basic::READ_ONLY };
+    let shift = |bytes: u32| bytes.trailing_zeros() as u8;
+    Ok(Parameters {
+        length: Parameters::LENGTH,
+        types: Parameters::BASIC | if writable { Parameters::DISCARD } else { 0 },
+        basic: Basic {
+            attributes: access | Basic::VOLATILE_CACHE | Basic::FUA,
+            logical_shift: shift(logical),
+            physical_shift: shift(physical),
+            optimal_shift: shift(physical.max(4096)),
+            minimal_shift: shift(physical),
+            max_sectors: MAX_IO_BYTES / SECTOR as u32,
+            chunk_sectors: 0,
+            sectors: size / SECTOR,
+            virtual_boundary_mask: 0,
+        },
+        discard: Discard {
+            alignment: 0,
+            // Parts of a block that are discarded become holes of the file.
+            granularity: physical.max(4096),
+            max_discard_sectors: (MAX_RANGE / SECTOR) as u32,
+            max_zero_sectors: (MAX_RANGE / SECTOR) as u32,
+            max_segments: 1,
+            reserved: 0,
+        },
+        end: 0,
+    })
+}
+
+/// Opens `/dev/ublkcN`, which nobody else has then. Where udev makes or changes it, that takes a moment.
+fn open_character_device(number: u32) -> io::Result<File> {
+    let path = format!("/dev/ublkc{number}");
+    let until = Instant::now() + Duration::from_secs(3);
+    loop {
+        match File::options().read(true).write(true).open(&path) {
+            Err(e)
+                if Instant::now() < until
+                    && matches!(
+                        e.kind(),
+                        io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied
+                    ) =>
+            {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            other => return other,
+        }
+    }
+}
+
+/// Keeps the kernel from writing out pages of this very device when the calling thread needs memory. Where it may not
+/// say so, little memory remains a risk.
+fn in_the_path_of_memory() {
+    let _ = rustix::process::configure_io_flusher_behavior(true);
+}
