@@ -36,6 +36,13 @@ impl Control {
         Ok(features)
     }
 
+    /// What there is to know of `/dev/ublkcN`.
+    pub(super) fn info(&self, device: u32) -> io::Result<DeviceInfo> {
+        let mut info = DeviceInfo::default();
+        self.run(control::INFO, device, 0, info.as_mut_bytes())?;
+        Ok(info)
+    }
+
     /// Makes `/dev/ublkcN`. The driver may change what it is asked for.
     pub(super) fn add(&self, info: &mut DeviceInfo) -> io::Result<()> {
         self.run(control::ADD, info.device, 0, info.as_mut_bytes())
@@ -50,6 +57,11 @@ impl Control {
     /// Makes `/dev/ublkbN`, after all queues wait for requests. Reads the partition table.
     pub(super) fn start(&self, device: u32) -> io::Result<()> {
         self.run(control::START, device, std::process::id().into(), &mut [])
+    }
+
+    /// Gives a device another size, in units of 512 bytes; see [`F_UPDATE_SIZE`](super::wire::F_UPDATE_SIZE).
+    pub(super) fn update_size(&self, device: u32, sectors: u64) -> io::Result<()> {
+        self.run(control::UPDATE_SIZE, device, sectors, &mut [])
     }
 
     /// Removes `/dev/ublkbN`, after all that is underway is done; the queues end.

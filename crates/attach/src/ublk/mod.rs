@@ -20,7 +20,6 @@ mod wire;
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -33,6 +32,8 @@ use helpers::Helpers;
 use perform::Work;
 use wire::{Basic, DeviceInfo, Discard, Parameters, SECTOR};
 
+/// What marks devices as ours, in the part of their description that the kernel leaves to servers: "vhdk".
+const MARK: u64 = 0x7668_646B;
 /// Largest request, in bytes.
 const MAX_IO_BYTES: u32 = 1 << 20;
 /// Most requests underway in one queue.
@@ -62,12 +63,48 @@ pub fn remove(number: u32) -> Result<()> {
     }
 }
 
+/// Told of everything that goes wrong with a disk.
+pub type Watcher = Arc<dyn Fn(&Error) + Send + Sync>;
+
 /// How a disk is attached.
-#[derive(Clone, Copy, Default, Debug)]
-#[non_exhaustive]
+#[derive(Clone)]
+#[expect(clippy::exhaustive_structs, reason = "a plain request")]
 pub struct Options {
     /// Refuses writes, also if the disk was opened for writing.
     pub read_only: bool,
+    /// A number by which the device is known again; see [`owner`].
+    pub tag: u32,
+    /// Hears of requests that fail.
+    pub watcher: Watcher,
+}
+
+/// Whose a device is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[expect(clippy::exhaustive_structs, reason = "a plain answer")]
+pub struct Owner {
+    /// See [`Options::tag`].
+    pub tag: u32,
+    /// The process that serves it; `None` if that has died, and before it serves.
+    pub pid: Option<u32>,
+}
+
+/// Whose the device `/dev/ublkcN` is, if it is one of ours.
+pub fn owner(number: u32) -> Option<Owner> {
+    let info = Control::open().ok()?.info(number).ok()?;
+    if info.server_flags >> 32 != MARK {
+        return None;
+    }
+    let is_live = info.state == DeviceInfo::LIVE;
+    Some(Owner {
+        tag: info.server_flags as u32,
+        pid: u32::try_from(info.server_pid).ok().filter(|_| is_live),
+    })
+}
+
+/// The number in the name of a device.
+pub fn number_of(device: &Path) -> Option<u32> {
+    let name = device.file_name()?.to_str()?;
+    name.strip_prefix("ublkb")?.parse().ok()
 }
 
 /// A block device that this process serves. Dropping it stops it.
@@ -76,7 +113,7 @@ pub struct Device {
     number: u32,
     path: PathBuf,
     queues: Mutex<Vec<JoinHandle<io::Result<()>>>>,
-    removed: AtomicBool,
+    removed: Mutex<bool>,
 }
 
 impl Device {
@@ -88,7 +125,7 @@ impl Device {
     /// [`ErrorKind::NotSupported`] for a driver that is too old, or a disk without a whole sector; [`ErrorKind::Io`].
     pub fn start(disk: Arc<VirtualDisk>, options: Options) -> Result<Self> {
         let control = Control::open().map_err(failed(control::PATH))?;
-        let parameters = parameters(&disk, options)?;
+        let parameters = parameters(&disk, &options)?;
         let processors = std::thread::available_parallelism().map_or(1, usize::from);
         let mut info = DeviceInfo {
             queues: processors.min(MAX_QUEUES) as u16,
@@ -96,6 +133,7 @@ impl Device {
             max_io_bytes: MAX_IO_BYTES,
             device: u32::MAX,
             flags: wire::F_IOCTL_ENCODE | wire::F_USER_COPY,
+            server_flags: MARK << 32 | u64::from(options.tag),
             ..DeviceInfo::default()
         };
         control.add(&mut info).map_err(failed(control::PATH))?;
@@ -104,9 +142,11 @@ impl Device {
             number: info.device,
             path: format!("/dev/ublkb{}", info.device).into(),
             queues: Mutex::default(),
-            removed: AtomicBool::new(false),
+            removed: Mutex::new(false),
         };
-        device.serve(disk, &info).map_err(failed(&device.path))?;
+        device
+            .serve(disk, options.watcher, &info)
+            .map_err(failed(&device.path))?;
         device
             .control
             .set_parameters(info.device, &parameters)
@@ -117,11 +157,17 @@ impl Device {
 
     /// Starts the queues. Returns when all wait for requests: before that the kernel would not start the device, but
     /// wait for them.
-    fn serve(&self, disk: Arc<VirtualDisk>, info: &DeviceInfo) -> io::Result<()> {
+    fn serve(
+        &self,
+        disk: Arc<VirtualDisk>,
+        watcher: Watcher,
+        info: &DeviceInfo,
+    ) -> io::Result<()> {
         let work = Arc::new(Work {
             disk,
             device: open_character_device(info.device)?,
             pace: Pace::default(),
+            watcher,
         });
         let shared = Arc::new(queue::Shared {
             helpers: Helpers::new(work.clone()),
@@ -143,6 +189,22 @@ impl Device {
         // One has ended before it was ready. Removing the device ends the others, too.
         self.remove();
         Err(self.join().err().unwrap_or(io::ErrorKind::Other.into()))
+    }
+
+    /// True if the kernel can give the device another size.
+    pub fn can_grow(&self) -> bool {
+        let features = self.control.features();
+        features.is_ok_and(|features| features & wire::F_UPDATE_SIZE != 0)
+    }
+
+    /// Gives the device the size that the disk has now, in bytes.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Io`].
+    pub fn grow(&self, size: u64) -> Result<()> {
+        let sectors = size / SECTOR;
+        let updated = self.control.update_size(self.number, sectors);
+        updated.map_err(|e| Error::io("grow the device", e).with_path(&self.path))
     }
 
     /// `/dev/ublkbN`.
@@ -169,8 +231,8 @@ impl Device {
     /// # Errors
     /// [`ErrorKind::Io`] if serving it had failed before.
     pub fn stop(&self) -> Result<()> {
-        if !self.removed.load(Ordering::Acquire) {
-            // It fails if the device is stopped already.
+        // It fails if the device is stopped already.
+        if !self.is_removed() {
             let _ = self.control.stop(self.number);
         }
         let result = self.join();
@@ -179,10 +241,16 @@ impl Device {
     }
 
     fn remove(&self) {
-        if !self.removed.swap(true, Ordering::AcqRel) {
+        let mut removed = self.removed.lock().unwrap_or_else(PoisonError::into_inner);
+        if !*removed {
             // There is nothing else to be done about it.
             let _ = self.control.delete(self.number);
+            *removed = true;
         }
+    }
+
+    fn is_removed(&self) -> bool {
+        *self.removed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn join(&self) -> io::Result<()> {
@@ -212,7 +280,7 @@ fn failed(path: impl AsRef<Path>) -> impl FnOnce(io::Error) -> Error {
 }
 
 /// What the kernel is to know of the disk.
-fn parameters(disk: &VirtualDisk, options: Options) -> Result<Parameters> {
+fn parameters(disk: &VirtualDisk, options: &Options) -> Result<Parameters> {
     let info = disk.info();
     let logical = info.logical_sector_size;
     let physical = info.physical_sector_size.max(logical);

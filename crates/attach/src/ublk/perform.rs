@@ -13,6 +13,7 @@ use vhdkit::image::ZeroMode;
 use vhdkit::storage::AlignedBuffer;
 use vhdkit::{Error, ErrorKind, VirtualDisk};
 
+use super::Watcher;
 use super::wire::{IoDescriptor, SECTOR, data_offset};
 
 /// A request and where it came from.
@@ -44,6 +45,8 @@ pub(super) struct Work {
     /// `/dev/ublkcN`, where the data of requests are.
     pub(super) device: File,
     pub(super) pace: Pace,
+    /// Hears of everything that fails.
+    pub(super) watcher: Watcher,
 }
 
 /// Does requests; one for each thread, since it keeps a buffer.
@@ -77,27 +80,32 @@ impl<'a> Performer<'a> {
         // A flush has no place, which the kernel writes as the last one there could be.
         let offset = descriptor.start_sector.saturating_mul(SECTOR);
         let at = data_offset(request.queue, request.tag);
-        let Work { disk, device, .. } = self.work;
+        let work = self.work;
+        let Work { disk, device, .. } = work;
+        let failed = |error: Error| {
+            (work.watcher)(&error);
+            errno(&error)
+        };
         match descriptor.operation() {
             IoDescriptor::READ => {
                 let buffer = self.buffer(length)?;
-                disk.read_at(offset, buffer).map_err(|e| errno(&e))?;
+                disk.read_at(offset, buffer).map_err(failed)?;
                 device.write_all_at(buffer, at).map_err(moved)?;
                 Ok(length)
             }
             IoDescriptor::WRITE => {
                 let buffer = self.buffer(length)?;
                 device.read_exact_at(buffer, at).map_err(moved)?;
-                disk.write_at(offset, buffer).map_err(|e| errno(&e))?;
+                disk.write_at(offset, buffer).map_err(failed)?;
                 if request.has(IoDescriptor::FUA) {
-                    disk.flush().map_err(|e| errno(&e))?;
+                    disk.flush().map_err(failed)?;
                 }
                 Ok(length)
             }
-            IoDescriptor::FLUSH => disk.flush().map(|()| 0).map_err(|e| errno(&e)),
+            IoDescriptor::FLUSH => disk.flush().map(|()| 0).map_err(failed),
             IoDescriptor::DISCARD => {
                 let done = disk.discard(offset, length);
-                done.map(|()| 0).map_err(|e| errno(&e))
+                done.map(|()| 0).map_err(failed)
             }
             IoDescriptor::WRITE_ZEROES => {
                 let mode = if request.has(IoDescriptor::NO_UNMAP) {
@@ -105,11 +113,11 @@ impl<'a> Performer<'a> {
                 } else {
                     ZeroMode::MayUnmap
                 };
-                let done = disk.zero(offset, length, mode);
-                if done.is_ok() && request.has(IoDescriptor::FUA) {
-                    disk.flush().map_err(|e| errno(&e))?;
+                disk.zero(offset, length, mode).map_err(failed)?;
+                if request.has(IoDescriptor::FUA) {
+                    disk.flush().map_err(failed)?;
                 }
-                done.map(|()| 0).map_err(|e| errno(&e))
+                Ok(0)
             }
             _ => Err(Errno::OPNOTSUPP),
         }

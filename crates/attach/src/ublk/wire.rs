@@ -9,6 +9,7 @@ pub(super) mod control {
     const fn command(direction: u32, number: u32) -> u32 {
         encode(direction, number, size_of::<super::ControlCommand>())
     }
+    pub(in super::super) const INFO: u32 = command(READ, 0x02);
     pub(in super::super) const ADD: u32 = command(READ | WRITE, 0x04);
     pub(in super::super) const DELETE: u32 = command(READ | WRITE, 0x05);
     pub(in super::super) const START: u32 = command(READ | WRITE, 0x06);
@@ -16,6 +17,7 @@ pub(super) mod control {
     pub(in super::super) const SET_PARAMETERS: u32 = command(READ | WRITE, 0x08);
     pub(in super::super) const FEATURES: u32 = command(READ, 0x13);
     pub(in super::super) const DELETE_ASYNC: u32 = command(READ, 0x14);
+    pub(in super::super) const UPDATE_SIZE: u32 = command(READ | WRITE, 0x15);
 }
 
 /// Commands to `/dev/ublkcN`.
@@ -50,6 +52,9 @@ pub(super) const F_IOCTL_ENCODE: u64 = 1 << 6;
 /// The data of requests is read and written through `/dev/ublkcN` (Linux 6.5).
 pub(super) const F_USER_COPY: u64 = 1 << 7;
 
+/// A device can get another size while it is used (Linux 6.16).
+pub(super) const F_UPDATE_SIZE: u64 = 1 << 10;
+
 /// `struct ublksrv_ctrl_cmd`.
 #[derive(Clone, Copy, Debug, IntoBytes, Immutable)]
 #[repr(C)]
@@ -79,10 +84,16 @@ pub(super) struct DeviceInfo {
     pub(super) server_pid: i32,
     pub(super) pad1: u32,
     pub(super) flags: u64,
+    /// Ours: the kernel only keeps it.
     pub(super) server_flags: u64,
     pub(super) owner_uid: u32,
     pub(super) owner_gid: u32,
     pub(super) reserved: [u64; 2],
+}
+
+impl DeviceInfo {
+    /// The state of a device that is served.
+    pub(super) const LIVE: u16 = 1;
 }
 
 /// `struct ublk_params`, up to the part about discarding.
