@@ -95,6 +95,14 @@ impl Backend {
         }
     }
 
+    /// The table may have changed: the kernel learns of its partitions.
+    pub(crate) fn refresh_partitions(&mut self) {
+        match self {
+            Backend::Loop(holder) => holder.refresh_partitions(),
+            Backend::File(_) => {}
+        }
+    }
+
     /// Takes the disk out of sight: a device at once or, if it is in use, with its last user. A folder that is in use
     /// only if `lazy`; its users then go on.
     pub(crate) fn release(&mut self, lazy: bool) -> Result<()> {
