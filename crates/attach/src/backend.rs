@@ -10,7 +10,7 @@ use rustix::mount::UnmountFlags;
 use serde::{Deserialize, Serialize};
 use vhdkit::{Error, ErrorKind, Result, VirtualDisk};
 
-use crate::fuse::{self, Watcher};
+use crate::fuse::{self, Notice, Watcher};
 use crate::holder::Holder;
 use crate::{partitions, ublk, usage};
 
@@ -140,6 +140,15 @@ impl Backend {
         }
     }
 
+    /// The table may have changed: the kernel learns of its partitions.
+    pub(crate) fn refresh_partitions(&mut self) {
+        match self {
+            Backend::Loop(holder) => holder.refresh_partitions(),
+            // The kernel sees what is written to it, and who writes partition tables tells it.
+            Backend::Ublk(_) | Backend::File(_) => {}
+        }
+    }
+
     /// Takes the disk out of sight: a device at once or, if it is in use, with its last user. A folder that is in use
     /// only if `lazy`; its users then go on.
     pub(crate) fn release(&mut self, lazy: bool) -> Result<()> {
@@ -166,10 +175,11 @@ fn start_ublk(plan: &Plan<'_>) -> Option<ublk::Device> {
     if !ublk::available() {
         return None;
     }
+    let watcher = plan.watcher.clone();
     let options = ublk::Options {
         read_only: !plan.disk.is_writable(),
         tag: tag(plan.id)?,
-        watcher: plan.watcher.clone(),
+        watcher: Arc::new(move |error| watcher(Notice::Trouble(error))),
     };
     ublk::Device::start(plan.disk.clone(), options).ok()
 }

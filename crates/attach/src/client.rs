@@ -207,7 +207,10 @@ fn checked_folder(folder: &Path) -> Result<PathBuf> {
 /// Starts a server; what comes back is the line to it.
 fn start_server(told: Option<&Path>, request: &Request) -> Result<Line> {
     let program = locate::server(told)?;
-    let failed = |e| Error::io("start the server", e).with_path(&program);
+    let failed = |e| {
+        let hint = format!("its program is {}", program.display());
+        Error::io("start the server", e).with_hint(hint)
+    };
     let (ours, theirs) = UnixStream::pair().map_err(failed)?;
     let mut first = std::process::Command::new(&program)
         .args([OsStr::new(server::WORD), OsStr::new(server::START)])
@@ -440,6 +443,7 @@ fn unrecorded(known: &[Attachment]) -> Vec<Record> {
         found.push(Record {
             id: id.to_owned(),
             path,
+            file: (0, 0),
             device,
             folder: None,
             backend: BackendKind::Loop,

@@ -7,6 +7,7 @@ use std::ffi::OsStr;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, UNIX_EPOCH};
 
@@ -30,8 +31,19 @@ const LARGEST_REQUEST: u32 = 1 << 20;
 const UNDERWAY: u16 = 64;
 const FILE: INodeNo = INodeNo(2);
 
-/// Told of everything that went wrong with a disk.
-pub(crate) type Watcher = Arc<dyn Fn(&Error) + Send + Sync>;
+/// What a watcher is told.
+pub(crate) enum Notice<'a> {
+    /// A request failed.
+    Trouble(&'a Error),
+    /// Where partition tables begin something else has been written, and flushed.
+    Table,
+}
+
+/// Hears what happens to a disk. Must not wait.
+pub(crate) type Watcher = Arc<dyn Fn(Notice<'_>) + Send + Sync>;
+
+/// The first bytes of a disk: an MBR and the header of a GPT, whatever the size of sectors.
+const TABLE: u64 = 8192;
 
 /// The file system.
 struct OneFile {
@@ -39,6 +51,8 @@ struct OneFile {
     name: String,
     read_only: bool,
     watcher: Watcher,
+    /// The table was written to since the last flush.
+    table_touched: AtomicBool,
 }
 
 /// A file system that is being served; over when it is unmounted and nobody has its file open any more.
@@ -88,12 +102,7 @@ pub(crate) fn serve_detached(
     let mount = rustix::mount::fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, attributes)
         .map_err(|e| failed("fsmount", e))?;
 
-    let files = OneFile {
-        disk,
-        name: name.to_owned(),
-        read_only,
-        watcher,
-    };
+    let files = OneFile::new(disk, name, watcher);
     let session = Session::from_fd(files, device, SessionACL::All, config(read_only))
         .map_err(|e| mount_failed("start the file system", e))?;
     let serving = start(session)?;
@@ -115,12 +124,7 @@ pub(crate) fn serve_in(
     watcher: Watcher,
 ) -> Result<Serving> {
     let read_only = !disk.is_writable();
-    let files = OneFile {
-        disk,
-        name: name.to_owned(),
-        read_only,
-        watcher,
-    };
+    let files = OneFile::new(disk, name, watcher);
     let session = Session::new(files, folder, &config(read_only)).map_err(|e| {
         let text = e.to_string();
         Error::new(
@@ -174,6 +178,16 @@ fn mount_failed(action: &str, e: io::Error) -> Error {
 }
 
 impl OneFile {
+    fn new(disk: Arc<VirtualDisk>, name: &str, watcher: Watcher) -> Self {
+        Self {
+            read_only: !disk.is_writable(),
+            disk,
+            name: name.to_owned(),
+            watcher,
+            table_touched: AtomicBool::new(false),
+        }
+    }
+
     fn attributes(&self, inode: INodeNo) -> Option<FileAttr> {
         let (kind, perm, size) = match inode {
             INodeNo::ROOT => (FileType::Directory, 0o500, 0),
@@ -216,7 +230,7 @@ impl OneFile {
             error.kind(),
             ErrorKind::WriteProtected | ErrorKind::BeyondEnd
         ) {
-            (self.watcher)(error);
+            (self.watcher)(Notice::Trouble(error));
         }
         number
     }
@@ -359,7 +373,11 @@ impl Filesystem for OneFile {
         if part.is_empty() && !data.is_empty() {
             return reply.error(Errno::ENOSPC);
         }
-        match self.disk.write_at(offset, part) {
+        let result = self.disk.write_at(offset, part);
+        if offset < TABLE {
+            self.table_touched.store(true, Ordering::Release);
+        }
+        match result {
             Ok(()) => reply.written(u32::try_from(part.len()).unwrap_or_default()),
             Err(e) => reply.error(self.failed(&e)),
         }
@@ -371,7 +389,11 @@ impl Filesystem for OneFile {
     }
 
     fn fsync(&self, _: &Request, _: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {
+        let touched = self.table_touched.swap(false, Ordering::AcqRel);
         self.answer(reply, self.disk.flush());
+        if touched {
+            (self.watcher)(Notice::Table);
+        }
     }
 
     fn fallocate(

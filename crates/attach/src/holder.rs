@@ -1,5 +1,5 @@
 //! The holder: a process of its own that puts a file under a loop device, keeps the device open, and waits for the end
-//! of its server.
+//! of its server. Meanwhile, when told, it looks at the partition table.
 //!
 //! It is there because a server must not have the device of its own disk open: when the server is killed, the kernel
 //! closes the device on its behalf and writes what is dirty, to the very process that is going. The holder has nothing
@@ -11,13 +11,17 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode, Stdio};
+use std::time::Duration;
 
+use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 use vhdkit::{Error, ErrorKind, Result};
 
+use crate::partitions;
 use crate::protocol::Line;
 use crate::sys::{self, LoopSettings};
 
@@ -25,6 +29,14 @@ use crate::sys::{self, LoopSettings};
 pub(crate) const WORD: &str = "attach-holder";
 /// How often a device that somebody else has taken meanwhile is no matter.
 const ATTEMPTS: usize = 64;
+
+/// When the partition table is looked at after it was written, each time after the one before: whoever wrote it may yet
+/// ask the kernel to forget the partitions and look, which takes ours away where the kernel cannot read tables.
+const LOOKS: [Duration; 3] = [
+    Duration::from_millis(20),
+    Duration::from_millis(200),
+    Duration::from_secs(1),
+];
 
 /// What a holder says.
 #[derive(Serialize, Deserialize, Debug)]
@@ -52,6 +64,7 @@ impl Holder {
         let failed = |e| Error::io("start the holder of the device", e);
         let (ours, theirs) = UnixStream::pair().map_err(failed)?;
         let child = Command::new("/proc/self/exe")
+            .arg0("vhdkit")
             .arg(WORD)
             .arg(sector_size.to_string())
             .arg(if read_only { "ro" } else { "rw" })
@@ -88,6 +101,13 @@ impl Holder {
         &self.device
     }
 
+    /// Has it look at the partition table.
+    pub(crate) fn refresh_partitions(&mut self) {
+        if let Some(line) = &mut self.line {
+            let _ = line.send(&());
+        }
+    }
+
     /// Lets go of the device, which is gone when nobody else has it open.
     pub(crate) fn release(&mut self) {
         self.line = None;
@@ -116,7 +136,7 @@ fn loop_failed(action: &str, e: io::Error) -> Error {
 
 /// The process itself: standard input is the line to the server, standard output the file.
 pub(crate) fn run(arguments: &[std::ffi::OsString]) -> ExitCode {
-    // A terminal's signals are for its command, not for what that left behind.
+    let _ = rustix::thread::set_name(c"vhdkit-holder");
     let [sector_size, access, name] = arguments else {
         return ExitCode::FAILURE;
     };
@@ -137,7 +157,7 @@ pub(crate) fn run(arguments: &[std::ffi::OsString]) -> ExitCode {
     let device = match configure(settings) {
         Ok((number, device)) => {
             let told = line.send(&Said::Device(number));
-            told.ok().map(|()| device)
+            told.ok().map(|()| (number, device))
         }
         Err((action, errno)) => {
             let _ = line.send(&Said::Failed {
@@ -147,13 +167,32 @@ pub(crate) fn run(arguments: &[std::ffi::OsString]) -> ExitCode {
             None
         }
     };
-    let Some(device) = device else {
+    let Some((number, device)) = device else {
         return ExitCode::FAILURE;
     };
-    // Nobody sends anything: this is the end of the server.
-    let _ = line.receive::<()>();
+    let path = PathBuf::from(format!("/dev/loop{number}"));
+    let mut looks: &[Duration] = &[];
+    loop {
+        if wait(&line, looks.first()) {
+            match line.receive::<()>() {
+                Ok(Some(())) => looks = &LOOKS,
+                // The end of the server.
+                _ => break,
+            }
+        } else if let [_, later @ ..] = looks {
+            let _ = partitions::refresh(&path, sector_size);
+            looks = later;
+        }
+    }
     drop(device);
     ExitCode::SUCCESS
+}
+
+/// Waits until the server says something or ends, at most so long; false if that was not it.
+fn wait(line: &Line, most: Option<&Duration>) -> bool {
+    let most = most.and_then(|&most| Timespec::try_from(most).ok());
+    let mut entries = [PollFd::new(line.stream(), PollFlags::IN)];
+    !matches!(rustix::event::poll(&mut entries, most.as_ref()), Ok(0))
 }
 
 fn configure(

@@ -176,6 +176,11 @@ impl Line {
         }
     }
 
+    /// To wait for the other side. It may have been heard already.
+    pub(crate) fn stream(&self) -> &UnixStream {
+        self.stream.get_ref()
+    }
+
     /// Says something.
     pub(crate) fn send(&mut self, message: &impl Serialize) -> std::io::Result<()> {
         let mut text = serde_json::to_vec(message)?;

@@ -27,6 +27,8 @@ pub(crate) struct Record {
     pub(crate) id: String,
     /// The disk, absolute.
     pub(crate) path: PathBuf,
+    /// Device and inode of the disk's file: its name may come to mean another.
+    pub(crate) file: (u64, u64),
     /// The block device; with `folder` the file in it.
     pub(crate) device: PathBuf,
     /// Where the file was mounted, instead of a device.

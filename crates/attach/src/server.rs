@@ -9,6 +9,7 @@ use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{ExitCode, Stdio};
 use std::sync::Arc;
@@ -25,6 +26,7 @@ use vhdkit::verbs::resize::{NewSize, ResizeOptions, resize};
 use vhdkit::{Error, ErrorKind, Result, VirtualDisk};
 
 use crate::backend::{Backend, Plan};
+use crate::fuse::Notice;
 use crate::protocol::{Answer, Command, Line, Request};
 use crate::record::{self, Entry, Record};
 use crate::{holder, sys};
@@ -58,8 +60,9 @@ pub fn serve_if_asked() -> Option<ExitCode> {
 
 /// The first step: what is left over from the caller ends here.
 fn start(arguments: impl Iterator<Item = OsString>) -> ExitCode {
-    sys::close_inherited();
+    sys::keep_inherited();
     let child = std::process::Command::new("/proc/self/exe")
+        .arg0("vhdkit")
         .args([OsStr::new(WORD), OsStr::new(SERVE)])
         .args(arguments)
         .stdin(Stdio::inherit())
@@ -77,6 +80,7 @@ fn start(arguments: impl Iterator<Item = OsString>) -> ExitCode {
 fn serve() -> ExitCode {
     // It is no leader of a group, so this cannot fail; from here on no terminal has a say.
     let _ = rustix::process::setsid();
+    let _ = rustix::thread::set_name(c"vhdkit-attach");
     // The kernel may need memory that only we can free. Not everybody may say so.
     let _ = rustix::process::configure_io_flusher_behavior(true);
     let Ok(stream) = io::stdin().as_fd().try_clone_to_owned() else {
@@ -109,6 +113,8 @@ enum Event {
     Command(Command, Line),
     /// A request of the kernel failed.
     Trouble(String),
+    /// There may be another partition table.
+    Table,
     /// Nobody can see the disk any more.
     Gone,
 }
@@ -123,12 +129,14 @@ struct Server {
 impl Server {
     fn start(request: &Request, events: &Sender<Event>) -> Result<Self> {
         listen_to_signals(events)?;
-        refuse_second(&request.path)?;
+        let file = identity(&request.path)?;
+        refuse_second(file)?;
         let disk = Arc::new(open(request)?);
         let info = disk.info();
         let mut record = Record {
             id: request.id.clone(),
             path: request.path.clone(),
+            file,
             device: std::path::PathBuf::new(),
             folder: request.folder.clone(),
             backend: crate::BackendKind::Loop,
@@ -143,15 +151,18 @@ impl Server {
         // Before there is a device: whoever finds the device finds the record.
         let mut entry = Entry::make(&record)?;
         listen_to_commands(&entry.socket(), events)?;
-        let trouble = events.clone();
+        let notices = events.clone();
         let gone = events.clone();
         let plan = Plan {
             disk: &disk,
             path: &request.path,
             id: &request.id,
             folder: request.folder.as_deref(),
-            watcher: Arc::new(move |error| {
-                let _ = trouble.send(Event::Trouble(error.to_string()));
+            watcher: Arc::new(move |notice| {
+                let _ = notices.send(match notice {
+                    Notice::Trouble(error) => Event::Trouble(error.to_string()),
+                    Notice::Table => Event::Table,
+                });
             }),
         };
         let backend = Backend::start(plan, move || {
@@ -216,6 +227,7 @@ impl Server {
                         let _ = self.entry.write(&self.record);
                     }
                 }
+                Ok(Event::Table) => self.backend.refresh_partitions(),
                 Ok(Event::Gone) | Err(_) => break,
             }
         }
@@ -290,22 +302,25 @@ fn open(request: &Request) -> Result<VirtualDisk> {
         .open(&request.path)
 }
 
+/// Device and inode.
+fn identity(path: &Path) -> Result<(u64, u64)> {
+    let metadata = std::fs::metadata(path).map_err(|e| Error::io("open", e).with_path(path))?;
+    Ok((metadata.dev(), metadata.ino()))
+}
+
 /// A disk is attached once, also if both only read.
-fn refuse_second(path: &Path) -> Result<()> {
-    let Ok(own) = std::fs::metadata(path) else {
-        return Ok(());
-    };
+fn refuse_second(file: (u64, u64)) -> Result<()> {
     let Some(folder) = record::existing_folder()? else {
         return Ok(());
     };
-    for (record, alive) in record::all(&folder)? {
-        let same = std::fs::metadata(&record.path)
-            .is_ok_and(|other| (other.dev(), other.ino()) == (own.dev(), own.ino()));
-        if alive && same {
-            return Err(already_attached(&record));
-        }
+    let all = record::all(&folder)?;
+    match all
+        .iter()
+        .find(|(other, alive)| *alive && other.file == file)
+    {
+        Some((other, _)) => Err(already_attached(other)),
+        None => Ok(()),
     }
-    Ok(())
 }
 
 fn already_attached(record: &Record) -> Error {

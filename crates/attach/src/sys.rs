@@ -227,9 +227,9 @@ fn partition(device: &File, operation: i32, number: i32, start: i64, length: i64
     }
 }
 
-/// Closes everything a process has inherited but its standard streams.
-pub(crate) fn close_inherited() {
-    // There is no safe wrapper of close_range; by name it needs none.
+/// What this process has inherited, but for its standard streams, is not passed on to programs that it starts.
+pub(crate) fn keep_inherited() {
+    // There is no safe wrapper of close_range, which could do it at once.
     let Ok(entries) = std::fs::read_dir("/proc/self/fd") else {
         return;
     };
@@ -241,12 +241,11 @@ pub(crate) fn close_inherited() {
     for number in numbers {
         #[expect(
             unsafe_code,
-            reason = "descriptors that were inherited by mistake; see docs/decisions"
+            reason = "descriptors that nobody here owns; see docs/decisions"
         )]
-        // SAFETY: this runs before anything is opened, so nobody in this process owns a descriptor above 2; one that is
-        // closed already (that of the folder just read) only gives an error, which rustix ignores here.
-        unsafe {
-            rustix::io::close(number);
-        }
+        // SAFETY: the number is used for one call that changes a flag; if it is open no more (that of the folder just
+        // read), that call says so.
+        let inherited = unsafe { BorrowedFd::borrow_raw(number) };
+        let _ = rustix::io::fcntl_setfd(inherited, rustix::io::FdFlags::CLOEXEC);
     }
 }

@@ -33,15 +33,15 @@ use perform::Work;
 use wire::{Basic, DeviceInfo, Discard, Parameters, SECTOR};
 
 /// What marks devices as ours, in the part of their description that the kernel leaves to servers: "vhdk".
-const MARK: u64 = 0x7668_646B;
+const MARK: u32 = 0x7668_646B;
 /// Largest request, in bytes.
 const MAX_IO_BYTES: u32 = 1 << 20;
 /// Most requests underway in one queue.
 const DEPTH: u16 = 64;
 /// Most queues. The kernel makes no more than there are processors.
-const MAX_QUEUES: usize = 4;
+const MAX_QUEUES: u16 = 4;
 /// Longest range of one discard or zeroing, in bytes. Bounds how long one request takes.
-const MAX_RANGE: u64 = 1 << 30;
+const MAX_RANGE: u32 = 1 << 30;
 
 /// True if this system can serve devices through ublk: the driver is there, new enough, and open to the caller.
 pub fn available() -> bool {
@@ -91,12 +91,12 @@ pub struct Owner {
 /// Whose the device `/dev/ublkcN` is, if it is one of ours.
 pub fn owner(number: u32) -> Option<Owner> {
     let info = Control::open().ok()?.info(number).ok()?;
-    if info.server_flags >> 32 != MARK {
+    if info.mark != MARK {
         return None;
     }
     let is_live = info.state == DeviceInfo::LIVE;
     Some(Owner {
-        tag: info.server_flags as u32,
+        tag: info.tag,
         pid: u32::try_from(info.server_pid).ok().filter(|_| is_live),
     })
 }
@@ -128,12 +128,13 @@ impl Device {
         let parameters = parameters(&disk, &options)?;
         let processors = std::thread::available_parallelism().map_or(1, usize::from);
         let mut info = DeviceInfo {
-            queues: processors.min(MAX_QUEUES) as u16,
+            queues: u16::try_from(processors).map_or(MAX_QUEUES, |n| n.min(MAX_QUEUES)),
             queue_depth: DEPTH,
             max_io_bytes: MAX_IO_BYTES,
             device: u32::MAX,
             flags: wire::F_IOCTL_ENCODE | wire::F_USER_COPY,
-            server_flags: MARK << 32 | u64::from(options.tag),
+            tag: options.tag,
+            mark: MARK,
             ..DeviceInfo::default()
         };
         control.add(&mut info).map_err(failed(control::PATH))?;
@@ -157,12 +158,7 @@ impl Device {
 
     /// Starts the queues. Returns when all wait for requests: before that the kernel would not start the device, but
     /// wait for them.
-    fn serve(
-        &self,
-        disk: Arc<VirtualDisk>,
-        watcher: Watcher,
-        info: &DeviceInfo,
-    ) -> io::Result<()> {
+    fn serve(&self, disk: Arc<VirtualDisk>, watcher: Watcher, info: &DeviceInfo) -> io::Result<()> {
         let work = Arc::new(Work {
             disk,
             device: open_character_device(info.device)?,
@@ -202,7 +198,7 @@ impl Device {
     /// # Errors
     /// [`ErrorKind::Io`].
     pub fn grow(&self, size: u64) -> Result<()> {
-        let sectors = size / SECTOR;
+        let sectors = size / u64::from(SECTOR);
         let updated = self.control.update_size(self.number, sectors);
         updated.map_err(|e| Error::io("grow the device", e).with_path(&self.path))
     }
@@ -276,7 +272,11 @@ impl Drop for Device {
 
 fn failed(path: impl AsRef<Path>) -> impl FnOnce(io::Error) -> Error {
     let path = path.as_ref().to_owned();
-    move |e| Error::io("ublk", e).with_path(path).while_doing("cannot attach as")
+    move |e| {
+        Error::io("ublk", e)
+            .with_path(path)
+            .while_doing("cannot attach as")
+    }
 }
 
 /// What the kernel is to know of the disk.
@@ -294,7 +294,7 @@ fn parameters(disk: &VirtualDisk, options: &Options) -> Result<Parameters> {
     }
     let writable = disk.is_writable() && !options.read_only;
     let access = if writable { 0 } else { Basic::READ_ONLY };
-    let shift = |bytes: u32| bytes.trailing_zeros() as u8;
+    let shift = |bytes: u32| u8::try_from(bytes.trailing_zeros()).unwrap_or_default();
     Ok(Parameters {
         length: Parameters::LENGTH,
         types: Parameters::BASIC | if writable { Parameters::DISCARD } else { 0 },
@@ -304,17 +304,17 @@ fn parameters(disk: &VirtualDisk, options: &Options) -> Result<Parameters> {
             physical_shift: shift(physical),
             optimal_shift: shift(physical.max(4096)),
             minimal_shift: shift(physical),
-            max_sectors: MAX_IO_BYTES / SECTOR as u32,
+            max_sectors: MAX_IO_BYTES / SECTOR,
             chunk_sectors: 0,
-            sectors: size / SECTOR,
+            sectors: size / u64::from(SECTOR),
             virtual_boundary_mask: 0,
         },
         discard: Discard {
             alignment: 0,
             // Parts of a block that are discarded become holes of the file.
             granularity: physical.max(4096),
-            max_discard_sectors: (MAX_RANGE / SECTOR) as u32,
-            max_zero_sectors: (MAX_RANGE / SECTOR) as u32,
+            max_discard_sectors: MAX_RANGE / SECTOR,
+            max_zero_sectors: MAX_RANGE / SECTOR,
             max_segments: 1,
             reserved: 0,
         },

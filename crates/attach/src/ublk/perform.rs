@@ -76,9 +76,9 @@ impl<'a> Performer<'a> {
 
     fn perform(&mut self, request: &Request) -> Result<u64, Errno> {
         let descriptor = &request.descriptor;
-        let length = u64::from(descriptor.sectors) * SECTOR;
+        let length = u64::from(descriptor.sectors) * u64::from(SECTOR);
         // A flush has no place, which the kernel writes as the last one there could be.
-        let offset = descriptor.start_sector.saturating_mul(SECTOR);
+        let offset = descriptor.start_sector.saturating_mul(SECTOR.into());
         let at = data_offset(request.queue, request.tag);
         let work = self.work;
         let Work { disk, device, .. } = work;
@@ -124,13 +124,11 @@ impl<'a> Performer<'a> {
     }
 
     fn buffer(&mut self, length: u64) -> Result<&mut [u8], Errno> {
-        if length > u64::from(super::MAX_IO_BYTES) {
-            return Err(Errno::INVAL);
-        }
+        let length = usize::try_from(length).map_err(|_| Errno::INVAL)?;
         let buffer = self
             .buffer
             .get_or_insert_with(|| AlignedBuffer::new(super::MAX_IO_BYTES as usize));
-        Ok(&mut buffer[..length as usize])
+        buffer.get_mut(..length).ok_or(Errno::INVAL)
     }
 }
 

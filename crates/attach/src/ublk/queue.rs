@@ -42,9 +42,7 @@ pub(super) fn run(shared: &Shared, queue: u16, ready: &Sender<()>) -> io::Result
         with_helpers: 0,
         shared,
     };
-    queue
-        .ring
-        .watch(queue.finished.event(), HELPED)?;
+    queue.ring.watch(queue.finished.event(), HELPED)?;
     for tag in 0..shared.depth {
         queue.send(command::FETCH, tag, 0)?;
     }
@@ -92,7 +90,10 @@ impl Queue<'_> {
                     _ => return Err(io::Error::from_raw_os_error(-result)),
                 }
                 let tag = u16::try_from(token).map_err(|_| io::ErrorKind::InvalidData)?;
-                let descriptor = self.descriptors.get(tag).ok_or(io::ErrorKind::InvalidData)?;
+                let descriptor = self
+                    .descriptors
+                    .get(tag)
+                    .ok_or(io::ErrorKind::InvalidData)?;
                 let request = Request {
                     queue: self.number,
                     tag,

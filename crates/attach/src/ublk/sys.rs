@@ -179,7 +179,8 @@ impl Descriptors {
     }
 
     fn length(depth: u16) -> usize {
-        (usize::from(depth) * size_of::<IoDescriptor>()).next_multiple_of(rustix::param::page_size())
+        (usize::from(depth) * size_of::<IoDescriptor>())
+            .next_multiple_of(rustix::param::page_size())
     }
 
     /// The request under a tag that has just come in.

@@ -84,8 +84,9 @@ pub(super) struct DeviceInfo {
     pub(super) server_pid: i32,
     pub(super) pad1: u32,
     pub(super) flags: u64,
-    /// Ours: the kernel only keeps it.
-    pub(super) server_flags: u64,
+    /// These two are ours: the kernel only keeps them.
+    pub(super) tag: u32,
+    pub(super) mark: u32,
     pub(super) owner_uid: u32,
     pub(super) owner_gid: u32,
     pub(super) reserved: [u64; 2],
@@ -201,7 +202,7 @@ impl IoDescriptor {
 }
 
 /// Units of all sectors above.
-pub(super) const SECTOR: u64 = 512;
+pub(super) const SECTOR: u32 = 512;
 
 /// Most requests of a queue that the kernel can know of; it spaces the queues' descriptors so.
 const MAX_DEPTH: u64 = 4096;
