@@ -55,12 +55,9 @@ fn lives_on(case: &Case, disk: &str) {
     );
     // What others read in it, where they can, and what we read.
     folder.ok(&format!("convert {disk} ours.img"));
-    if !disk.starts_with("child") {
-        let format = if disk.ends_with(".vhd") {
-            "vpc"
-        } else {
-            "vhdx"
-        };
+    // (QEMU reads neither children nor VHDX with sectors of 4096 bytes.)
+    if !disk.starts_with("child") && !case.make.contains("4096") {
+        let format = if disk == "disk.vhd" { "vpc" } else { "vhdx" };
         let compare = format!("qemu-img compare -f raw -F {format} ours.img {disk}");
         let ran = folder.shell(&compare);
         assert_eq!(ran.code, Some(0), "{ran:?}");
@@ -159,15 +156,16 @@ fn partition_tables_of_sfdisk_and_sgdisk_appear_as_devices() {
         sh(
             &folder,
             &device,
-            "printf 'label: dos\\n- 64M L\\n- 100M E\\n- 20M L\\n- 20M L\\n' | sfdisk -q --wipe always $D",
+            "printf 'label: dos\\n1 : size=64M\\n2 : size=100M, type=5\\n5 : size=20M\\n6 : size=20M\\n' | sfdisk -q --wipe always $D",
         );
         eventually("logical partitions", || nodes(&[1, 2, 5, 6]));
         sh(
             &folder,
             &device,
-            "sgdisk --zap-all -n 4:0:+50M -n 2:0:+20M $D >/dev/null; mkfs.ext4 -q ${D}p4",
+            "sgdisk --zap-all -n 4:0:+50M -n 2:0:+20M $D >/dev/null",
         );
         eventually("the partitions of sgdisk", || nodes(&[2, 4]));
+        sh(&folder, &device, "mkfs.ext4 -q ${D}p4");
         folder.ok(&format!("detach {name}"));
         attached.gone();
         // With the device the nodes go.

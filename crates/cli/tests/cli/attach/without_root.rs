@@ -80,7 +80,7 @@ fn those_who_are_not_root_are_told_what_they_can_do() {
         assert!(ran.err.contains(cure), "{ran:?}");
     }
     run("mount disk.vhdx /mnt").failed(1, "devices take root");
-    assert_eq!(run("list").out, "nothing is attached\n");
+    assert!(!run("list").out.contains(place.path().to_str().unwrap()));
     std::fs::create_dir(place.path().join("d")).unwrap();
     // /dev/fuse is not for everybody everywhere, and a user without a name cannot use fusermount3.
     let ran = run("attach disk.vhdx --file d");
