@@ -21,7 +21,7 @@ use crate::usage::{self, Mount};
 use crate::{locate, server, sys, ublk};
 
 /// How long the last writes of a device that is being detached may take.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_mins(1);
 
 /// How long an attachment lasts.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -125,7 +125,7 @@ impl AttachOptions {
         let absolute = |path: &Path| {
             std::path::absolute(path).map_err(|e| Error::io("find the current folder", e))
         };
-        let path = std::fs::canonicalize(path).map_err(|e| Error::io("open", e).with_path(path))?;
+        let path = absolute(path)?;
         let folder = match &self.folder {
             Some(folder) => Some(checked_folder(folder)?),
             None => None,
@@ -182,8 +182,7 @@ impl AttachOptions {
 
 /// An absolute path of a folder that a file system can be mounted on.
 fn checked_folder(folder: &Path) -> Result<PathBuf> {
-    let folder =
-        std::fs::canonicalize(folder).map_err(|e| Error::io("open", e).with_path(folder))?;
+    let folder = usage::real_path(folder).map_err(|e| Error::io("open", e).with_path(folder))?;
     let failed = |kind, reason: &str, hint: &str| {
         Err(Error::new(kind, reason).with_path(&folder).with_hint(hint))
     };
@@ -493,10 +492,17 @@ fn find_server(id: &str) -> Option<(u32, PathBuf)> {
 pub fn find(target: impl AsRef<OsStr>) -> Result<Attachment> {
     let target = target.as_ref();
     let path = Path::new(target);
-    let real = std::fs::canonicalize(path).ok();
+    let real = usage::real_path(path).ok();
+    let absolute = std::path::absolute(path).ok();
     let file = std::fs::metadata(path).ok().map(|m| (m.dev(), m.ino()));
     let is_meant = |attachment: &Attachment| {
-        let same_path = |other: &Path| other == path || real.as_deref() == Some(other);
+        let same_path = |other: &Path| {
+            other == path
+                || [&real, &absolute]
+                    .into_iter()
+                    .flatten()
+                    .any(|own| own == other)
+        };
         let same_file = |other: &Path| {
             file.is_some() && std::fs::metadata(other).ok().map(|m| (m.dev(), m.ino())) == file
         };
@@ -556,9 +562,10 @@ impl Attachment {
         match self.ask(&Command::Detach { lazy }) {
             Err(e) if e.kind() == ErrorKind::ItemNotFound => {
                 // Its socket is gone; a signal reaches it all the same.
-                if let Some(pid) = Pid::from_raw(self.pid.cast_signed()) {
-                    let _ = rustix::process::kill_process(pid, Signal::TERM);
-                }
+                let pid = Pid::from_raw(self.pid.cast_signed()).ok_or(e)?;
+                rustix::process::kill_process(pid, Signal::TERM).map_err(|e| {
+                    Error::io("signal its server", e.into()).with_hint("run it with sudo")
+                })?;
             }
             other => {
                 other?;

@@ -8,6 +8,7 @@ use vhdkit::{Error, ErrorKind, Result};
 
 use crate::backend;
 use crate::client::{AttachOptions, Attachment, Lifetime, find};
+use crate::usage;
 
 /// Attaches a disk and mounts one of its partitions (or the whole disk, if it has none) in a folder. It stays attached
 /// until it is unmounted, by [`unmount`] or any other program.
@@ -25,10 +26,11 @@ pub fn mount(
 ) -> Result<Attachment> {
     let path = path.as_ref();
     let folder = folder.as_ref();
-    let folder = std::fs::canonicalize(folder).map_err(|e| {
+    let folder = usage::real_path(folder).map_err(|e| {
         Error::io("open", e)
             .with_path(folder)
             .while_doing("cannot mount on")
+            .with_hint("name a folder that exists")
     })?;
     let attached = options.clone().lifetime(Lifetime::Permanent).attach(path)?;
     let mounted = mount_one(attached.attachment(), &folder, partition)

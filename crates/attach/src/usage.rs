@@ -40,6 +40,15 @@ fn mount_table() -> Vec<MountLine> {
         .collect()
 }
 
+/// The name that tables of mounts have for what is there.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "only of what exists, to be compared with what the kernel says"
+)]
+pub(crate) fn real_path(path: &Path) -> std::io::Result<PathBuf> {
+    std::fs::canonicalize(path)
+}
+
 /// Blanks and the like are octal in tables of mounts.
 fn unescape(field: &[u8]) -> OsString {
     let mut out = Vec::with_capacity(field.len());
@@ -50,16 +59,8 @@ fn unescape(field: &[u8]) -> OsString {
             .filter(|_| *first == b'\\')
             .and_then(|digits| std::str::from_utf8(digits).ok())
             .and_then(|digits| u8::from_str_radix(digits, 8).ok());
-        match code {
-            Some(byte) => {
-                out.push(byte);
-                rest = &tail[3..];
-            }
-            None => {
-                out.push(*first);
-                rest = tail;
-            }
-        }
+        out.push(code.unwrap_or(*first));
+        rest = if code.is_some() { &tail[3..] } else { tail };
     }
     OsString::from_vec(out)
 }

@@ -193,27 +193,31 @@ pub(crate) fn list(args: &ListArgs, session: &mut Session) -> Result<u8, Failure
 
 /// `/dev/loop0  40 GiB, read-only  /disks/a.vhdx  pid 4711`, and what there is to say about it.
 fn lines(attachment: &Attachment) -> Vec<String> {
-    let mut first = format!(
-        "{}  {}",
-        text(&attachment.device),
-        size::short(attachment.virtual_size)
-    );
-    if attachment.read_only {
-        first += ", read-only";
-    }
-    first += &format!("  {}  ", text(&attachment.path));
-    first += &match state(attachment) {
-        "dead" => format!("dead: its server (pid {}) was killed", attachment.pid),
-        "leaving" => format!("pid {}, goes with its last user", attachment.pid),
-        _ => format!("pid {}", attachment.pid),
+    let read_only = if attachment.read_only {
+        ", read-only"
+    } else {
+        ""
     };
+    let pid = attachment.pid;
+    let server = match state(attachment) {
+        "dead" => format!("dead: its server (pid {pid}) was killed"),
+        "leaving" => format!("pid {pid}, goes with its last user"),
+        _ => format!("pid {pid}"),
+    };
+    let first = format!(
+        "{}  {}{read_only}  {}  {server}",
+        text(&attachment.device),
+        size::short(attachment.virtual_size),
+        text(&attachment.path)
+    );
     let mut lines = vec![first];
     let mounts_of = |device: &Path| {
         let places = attachment.mounts.iter().filter(|m| m.device == device);
         let places: Vec<String> = places.map(|m| text(&m.folder)).collect();
-        match places.is_empty() {
-            true => String::new(),
-            false => format!("  at {}", places.join(", ")),
+        if places.is_empty() {
+            String::new()
+        } else {
+            format!("  at {}", places.join(", "))
         }
     };
     let whole = mounts_of(&attachment.device);
