@@ -180,7 +180,12 @@ impl Bench<'_> {
                     for part in ["--bssplit=4k/40:128k/30:1m/30", "--bs_unaligned=0"] {
                         argv.0.push(part.into());
                     }
-                    for part in ["--iodepth=16", "--size=128m", "--verify=crc32c"] {
+                    for part in [
+                        "--iodepth=16",
+                        "--size=128m",
+                        "--verify=crc32c",
+                        "--verify_state_save=0",
+                    ] {
                         argv.0.push(part.into());
                     }
                     run(&argv).map_err(|e| format!("{name} lost data: {e}"))?;
