@@ -22,6 +22,10 @@ use signals::Interrupt;
 
 fn main() -> ExitCode {
     allow_many_files();
+    // Attached disks are served by processes of this program.
+    if let Some(code) = vhdkit_attach::serve_if_asked() {
+        return code;
+    }
     let command = Cli::parse().command;
     let json = command.json();
     // `compare` says 1 for "they differ", so its failures are 2.

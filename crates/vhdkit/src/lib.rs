@@ -11,6 +11,7 @@ pub mod iso;
 mod num;
 pub mod operation;
 pub mod raw;
+pub mod runtime;
 pub mod scsi;
 pub mod storage;
 pub mod verbs;

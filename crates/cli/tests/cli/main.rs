@@ -7,6 +7,7 @@
 )]
 
 mod arguments;
+mod attach;
 mod chain;
 mod compact;
 mod convert;
@@ -14,6 +15,7 @@ mod disks;
 mod failures;
 mod full;
 mod generated;
+mod guest;
 mod identity;
 mod in_place;
 mod interrupt;
