@@ -263,6 +263,13 @@ impl Monitor {
         }
     }
 
+    /// A view of the operation.
+    pub fn observer(&self) -> Observer {
+        Observer {
+            handle: self.handle.clone(),
+        }
+    }
+
     /// States how many units there are in all.
     pub fn set_completion(&self, completion: u64) {
         self.handle

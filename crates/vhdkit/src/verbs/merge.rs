@@ -24,7 +24,7 @@ use crate::error::{Context, Error, ErrorKind, Result};
 use crate::image::{DiskType, ExtentKind, Image, ImageInfo, ZeroMode};
 use crate::num::{MIB, to_usize};
 use crate::operation::{Monitor, Operation};
-use crate::storage::AlignedBuffer;
+use crate::storage::{AlignedBuffer, CopyRun, copy_runs};
 
 /// What to fold into what. Depths count from the leaf, which is 1.
 #[derive(Clone, Debug)]
@@ -68,8 +68,11 @@ pub struct MergeReport {
     pub deleted: Vec<PathBuf>,
 }
 
-/// The longest run that is copied between two points where the work may stop, in bytes.
+/// The longest run that is looked at between two points where the work may stop, in bytes.
 const STEP: u64 = 16 * MIB;
+
+/// What is gathered before it is copied, so that what lies together in both files goes together.
+const BATCH: u64 = 32 * MIB;
 
 /// Merges images of a chain. All images from the one before the first merged one to the target have been opened for
 /// writing ([`OpenOptions::write_depth`]). Units of progress: bytes to be copied.
@@ -339,13 +342,18 @@ impl Merge<'_> {
             target,
             unit: disk
                 .with_chain(|chain| chain.layers()[target].image().info().block_size)
-                .unwrap_or(u64::MAX),
+                .unwrap_or(STEP),
             buffer: &mut self.buffer,
-            run: None,
+            monitor: self.monitor,
+            runs: Vec::new(),
+            layer: None,
+            gathered: 0,
+            written: 0,
         };
         while at < size {
             self.monitor.checkpoint()?;
-            let step = (size - at).min(STEP);
+            // To the end of a block of the target, so that it can be placed as a whole.
+            let step = (size - at).min(STEP.max(writer.unit - at % writer.unit));
             let (length, decided) = disk.with_chain(|chain| {
                 let (length, decided) = decided(chain, first..target, at, step)?;
                 match decided {
@@ -362,10 +370,7 @@ impl Merge<'_> {
                 Ok::<_, Error>((length, decided))
             })?;
             match decided {
-                Decided::Data(_) => {
-                    copied += length;
-                    self.monitor.advance(length);
-                }
+                Decided::Data(_) => copied += length,
                 Decided::Zero => zeroed += length,
                 Decided::ByTarget => {}
             }
@@ -545,19 +550,16 @@ fn change<R>(
 /// Writes data of the merged images to the target.
 struct Writer<'a> {
     target: usize,
-    /// The target's unit of allocation.
+    /// The target's unit of allocation, or what stands for it in one that has none.
     unit: u64,
     buffer: &'a mut AlignedBuffer,
-    run: Option<Run>,
-}
-
-/// Bytes that are contiguous in both files and not yet copied: blocks that lie one after the other go as one.
-#[derive(Clone, Copy)]
-struct Run {
-    layer: usize,
-    from: u64,
-    to: u64,
-    length: u64,
+    monitor: &'a Monitor,
+    /// Not yet copied, all of one layer, and how much that is.
+    runs: Vec<CopyRun>,
+    layer: Option<usize>,
+    gathered: u64,
+    /// Through the image, since its last flush.
+    written: u64,
 }
 
 impl Writer<'_> {
@@ -570,18 +572,25 @@ impl Writer<'_> {
             let from = source.storage_offset + done;
             let place = layer.image().place(at, n).at_path(layer.path())?;
             if let Some(to) = place {
-                self.extend(
-                    chain,
-                    Run {
-                        layer: source.layer,
-                        from,
-                        to,
-                        length: n,
-                    },
-                )?;
+                if self.layer != Some(source.layer) || self.gathered >= BATCH {
+                    self.finish(chain)?;
+                    self.layer = Some(source.layer);
+                }
+                self.runs.push(CopyRun {
+                    from,
+                    to,
+                    length: n,
+                });
+                self.gathered += n;
             } else {
                 // The bytes come to a block that is here in part: the image knows what to do.
                 self.write_through(chain, at, n, source.layer, from)?;
+                self.written += n;
+                if self.written >= BATCH {
+                    // So that the last flush has not all of it to do.
+                    layer.image().flush().at_path(layer.path())?;
+                    self.written = 0;
+                }
             }
             done += n;
         }
@@ -610,39 +619,26 @@ impl Writer<'_> {
                 .image()
                 .write_at(offset + done, bytes, &chain.ancestors(self.target))
                 .at_path(layer.path())?;
+            self.monitor.advance(n);
             done += n;
         }
         Ok(())
     }
 
-    fn extend(&mut self, chain: &Chain, next: Run) -> Result<()> {
-        match &mut self.run {
-            Some(run)
-                if run.layer == next.layer
-                    && run.from + run.length == next.from
-                    && run.to + run.length == next.to
-                    && run.length < STEP =>
-            {
-                run.length += next.length;
-            }
-            _ => {
-                self.finish(chain)?;
-                self.run = Some(next);
-            }
-        }
-        Ok(())
-    }
-
-    /// Copies what is left.
+    /// Copies what was gathered.
     fn finish(&mut self, chain: &Chain) -> Result<()> {
-        let Some(run) = self.run.take() else {
+        let Some(layer) = self.layer else {
             return Ok(());
         };
-        let (source, target) = (&chain.layers()[run.layer], &chain.layers()[self.target]);
-        target
-            .image()
-            .storage()
-            .copy_range_from(&**source.image().storage(), run.from, run.to, run.length)
-            .at_path(target.path())
+        let (source, target) = (&chain.layers()[layer], &chain.layers()[self.target]);
+        self.gathered = 0;
+        let monitor = self.monitor;
+        copy_runs(
+            &**target.image().storage(),
+            &**source.image().storage(),
+            std::mem::take(&mut self.runs),
+            &|bytes| monitor.advance(bytes),
+        )
+        .at_path(target.path())
     }
 }

@@ -54,7 +54,7 @@ pub struct ResizeReport {
 
 /// Resizes the leaf of a disk that was opened for writing. What is added reads as zeros, also where the disk was larger
 /// before. Children of the disk lose their parent (the identity that they have recorded changes in a VHDX). Units of
-/// progress: bytes that have to be allocated.
+/// progress: bytes of tables to be read or written, and a small part of those to be allocated.
 ///
 /// | | fixed | dynamic | differencing |
 /// |---|---|---|---|
