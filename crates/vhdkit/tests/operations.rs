@@ -161,6 +161,30 @@ fn shrinking_keeps_the_contract_and_cuts_off_the_end() {
 }
 
 #[test]
+fn no_disk_becomes_smaller_than_windows_knows() {
+    for variant in Variant::small() {
+        let disk = used(&variant, 5);
+        let open = Arc::new(disk.open(true).unwrap());
+        let unit = u64::from(variant.sector_size);
+        let resized = resizing(&open, 3 * MIB - unit).wait();
+        if variant.format == Format::Raw {
+            resized.unwrap();
+            continue;
+        }
+        let kind = resized.unwrap_err().kind();
+        let never = variant.format == Format::Vhd && variant.disk_type == DiskType::Differencing;
+        assert!(
+            kind == vhdkit::ErrorKind::InvalidSize || never,
+            "{}: {kind:?}",
+            variant.name()
+        );
+        if variant.format == Format::Vhdx {
+            resizing(&open, 3 * MIB).wait().unwrap();
+        }
+    }
+}
+
+#[test]
 fn what_was_cut_off_does_not_come_back() {
     for variant in Variant::small() {
         if variant.format == Format::Vhd {

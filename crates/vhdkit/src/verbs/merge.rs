@@ -5,12 +5,14 @@
 //! 2  the target gets that identity
 //! 3  the target is made longer if need be; every range that a merged image decides is written to it; flush
 //! 4  the image before the target forgets the old identity
-//! 5  if asked for: disks whose parent was the first merged image get the target as parent, at last that image itself;
-//!    merged files are deleted, the first one last
+//! 5  if asked for: disks whose parent was the first merged image get the target as parent, and so does, at last, the
+//!    image before it, or if it is the leaf that image itself; merged files are deleted, the leaf last (`leftovers`)
 //! ```
 //!
 //! The merged images keep all they hold until 5, so the chain reads the same at every moment: cancelled, killed or out
 //! of space anywhere, it opens, reads as before, and the merge can be run again.
+
+mod leftovers;
 
 use std::ops::Range;
 use std::path::PathBuf;
@@ -64,7 +66,8 @@ pub struct MergeReport {
     pub orphaned: Vec<PathBuf>,
     /// Children of the first merged image that have the target as parent now.
     pub relinked: Vec<PathBuf>,
-    /// Files that were deleted.
+    /// Files that were deleted, with those that an earlier merge was stopped at deleting. If nothing else was left to do,
+    /// `merged` is empty.
     pub deleted: Vec<PathBuf>,
 }
 
@@ -105,7 +108,21 @@ pub fn orphans(disk: &VirtualDisk, options: &MergeOptions) -> Result<Vec<PathBuf
 
 fn run(disk: &VirtualDisk, options: &MergeOptions, monitor: &Monitor) -> Result<MergeReport> {
     let _reserved = disk.reserve()?;
-    let (first, target) = depths(disk, options)?;
+    let mut deleted = if options.delete_merged {
+        finish_earlier(disk, options.dry_run)?
+    } else {
+        Vec::new()
+    };
+    let (first, target) = match depths(disk, options) {
+        // Only deleting was left of the merge that these depths were for.
+        Err(_) if !deleted.is_empty() => {
+            return Ok(MergeReport {
+                deleted,
+                ..MergeReport::default()
+            });
+        }
+        depths => depths?,
+    };
     let mut merge = Merge {
         disk,
         monitor,
@@ -125,13 +142,13 @@ fn run(disk: &VirtualDisk, options: &MergeOptions, monitor: &Monitor) -> Result<
     };
     if options.dry_run {
         report.relinked = relink;
-        report.deleted = if options.delete_merged {
-            report.merged.clone()
-        } else {
-            Vec::new()
-        };
+        if options.delete_merged {
+            deleted.extend(report.merged.iter().cloned());
+        }
+        report.deleted = deleted;
         return Ok(report);
     }
+    report.deleted = deleted;
     disk.with_chain(|chain| (first.max(1) - 1..=target).try_for_each(|i| chain.check_writable(i)))?;
     let _frozen = (first == 0).then(|| Frozen::new(disk));
     let (copied, zeroed) = merge.copy()?;
@@ -143,6 +160,19 @@ fn run(disk: &VirtualDisk, options: &MergeOptions, monitor: &Monitor) -> Result<
         merge.replace_merged(&relink, options, &mut report)?;
     }
     Ok(report)
+}
+
+/// Deletes (or names) what an earlier merge of the disk was stopped at deleting.
+fn finish_earlier(disk: &VirtualDisk, dry_run: bool) -> Result<Vec<PathBuf>> {
+    let leaf = disk.path();
+    let left = disk.with_chain(|chain| leftovers::find(&leaf, chain.layers()));
+    if dry_run {
+        return Ok(left);
+    }
+    let mut deleted = Vec::new();
+    leftovers::delete(&left, &mut deleted)?;
+    leftovers::forget(&leaf)?;
+    Ok(deleted)
 }
 
 /// Depths as indices: the first image to be merged and the target.
@@ -402,19 +432,11 @@ impl Merge<'_> {
         options: &MergeOptions,
         report: &mut MergeReport,
     ) -> Result<()> {
-        let target = self
+        let (first, target) = (self.first, self.target);
+        let leaf = self.disk.path();
+        let info = self
             .disk
-            .with_chain(|chain| chain.layers()[self.target].image().info());
-        if self.first > 0 {
-            let before = self.first - 1;
-            self.disk.change_chain(|chain| -> Result<()> {
-                let path = chain.layers()[before].path().to_path_buf();
-                let link = link_to(&path, &report.target, &target, &options.open)?;
-                change(chain, before, |image| image.set_parent(&link))?;
-                report.relinked.push(path);
-                Ok(())
-            })?;
-        }
+            .with_chain(|chain| chain.layers()[target].image().info());
         for child in relink {
             let disk = options
                 .open
@@ -422,31 +444,37 @@ impl Merge<'_> {
                 .parents(Parents::Ignored)
                 .writable(true)
                 .open(child)?;
-            let link = link_to(child, &report.target, &target, &options.open)?;
+            let link = link_to(child, &report.target, &info, &options.open)?;
             disk.change_chain(|chain| change(chain, 0, |image| image.set_parent(&link)))?;
             disk.close()?;
             report.relinked.push(child.clone());
         }
-        if self.target - self.first > 1 {
-            // The first one goes last, and needs none of the others: stopped between two of them, it reads as before
-            // and the merge can be run again. That one then does not know of those that were not deleted yet, but
-            // names them as orphans.
-            self.disk.change_chain(|chain| -> Result<()> {
-                let path = chain.layers()[self.first].path().to_path_buf();
-                let link = link_to(&path, &report.target, &target, &options.open)?;
-                change(chain, self.first, |image| image.set_parent(&link))
-            })?;
-        }
+        // The image that stays until nothing else is left to delete: a merge of it can be run again.
+        let last = if first == 0 { 0 } else { first - 1 };
+        let (gone, is_alone) = (last + 1..target, last + 1 == target);
+        self.disk.change_chain(|chain| -> Result<()> {
+            if is_alone {
+                return Ok(());
+            }
+            leftovers::write(&leaf, &leftovers::of_layers(&chain.layers()[gone.clone()])?)?;
+            let path = chain.layers()[last].path().to_path_buf();
+            let link = link_to(&path, &report.target, &info, &options.open)?;
+            change(chain, last, |image| image.set_parent(&link))?;
+            if first > 0 {
+                report.relinked.insert(0, path);
+            }
+            Ok(())
+        })?;
         // From here on nobody needs the merged files. They are closed before they go.
         let merged: Vec<_> = self
             .disk
-            .change_chain(|chain| chain.layers_mut().drain(self.first..self.target).collect());
+            .change_chain(|chain| chain.layers_mut().drain(first..target).collect());
         drop(merged);
-        for path in report.merged.iter().rev() {
-            std::fs::remove_file(path).map_err(|e| Error::io("delete", e).with_path(path))?;
-            report.deleted.push(path.clone());
-        }
-        Ok(())
+        let mut paths: Vec<PathBuf> = report.merged.iter().rev().cloned().collect();
+        let leaf_file = if first == 0 { paths.pop() } else { None };
+        leftovers::delete(&paths, &mut report.deleted)?;
+        leftovers::forget(&leaf)?;
+        leftovers::delete(leaf_file.as_slice(), &mut report.deleted)
     }
 }
 
