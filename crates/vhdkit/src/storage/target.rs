@@ -36,11 +36,25 @@ impl NewFile {
                 Error::new(ErrorKind::InvalidParameter, "it has no file name").with_path(target),
             );
         }
+        Self::start(target, overwrite, false)
+    }
+
+    /// Starts a file that will take the place of `target`, which the caller has open for writing, so that nobody else
+    /// uses it.
+    ///
+    /// # Errors
+    /// As for [`NewFile::create`].
+    pub fn replacing(target: &Path) -> Result<Self> {
+        Self::start(target, true, true)
+    }
+
+    fn start(target: &Path, overwrite: bool, is_mine: bool) -> Result<Self> {
         let resolved = resolve_link(target)?;
         let target = resolved.as_path();
         match std::fs::metadata(target) {
             Ok(_) if !overwrite => return Err(exists(target)),
             // Somebody reading or writing the old file must not be surprised by a new one.
+            Ok(m) if m.is_file() && is_mine => {}
             Ok(m) if m.is_file() => drop(FileStorage::open(target, Access::ReadWrite)?),
             Ok(m) => {
                 let what = if m.is_dir() { "a folder" } else { "not a file" };

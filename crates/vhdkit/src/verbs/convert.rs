@@ -130,7 +130,7 @@ pub fn convert_disk(
     })
 }
 
-fn fill(
+pub(super) fn fill(
     source: &VirtualDisk,
     target: Arc<dyn Storage>,
     parameters: &CreateParameters,
