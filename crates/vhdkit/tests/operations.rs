@@ -65,6 +65,7 @@ fn all(trial: &Trial<'_>) {
     trial.works();
     trial.keeps_the_contract();
     trial.stops_when_dropped();
+    trial.runs_alone();
     let aborted = trial.can_be_cancelled_anywhere(24);
     let crashes = trial.survives_crashes(7);
     let faults = trial.survives_faults(Fault::InputOutput) + trial.survives_faults(Fault::NoSpace);
@@ -428,8 +429,99 @@ fn mirror_keeps_the_contract_and_the_source() {
         };
         trial.keeps_the_contract();
         trial.stops_when_dropped();
+        trial.runs_alone();
         trial.can_be_cancelled_anywhere(16);
         trial.survives_faults(Fault::InputOutput);
+    }
+}
+
+fn converting(disk: &Arc<VirtualDisk>, target: Arc<dyn Storage>, format: Format) -> Running {
+    Running::of(vhdkit::verbs::convert::convert_disk(
+        disk.clone(),
+        target,
+        vhdkit::image::CreateParameters {
+            format,
+            disk_type: DiskType::Dynamic,
+            virtual_size: 0,
+            block_size: None,
+            logical_sector_size: None,
+            physical_sector_size: None,
+            identifier: None,
+            parent: None,
+            identifiers: vhdkit::image::IdentifierSource::random(),
+            created: 0,
+        },
+    ))
+}
+
+#[test]
+fn convert_keeps_the_contract_the_source_and_leaves_no_half_made_image() {
+    use vhdkit_testkit::fault::{Call, FaultStorage};
+    for variant in Variant::small() {
+        if variant.depth > 2 {
+            continue;
+        }
+        let disk = used(&variant, 16);
+        let trial = Trial {
+            name: format!("convert {}", variant.name()),
+            disk: &disk,
+            depth: 1,
+            start: &|disk| converting(disk, Arc::new(MemoryStorage::new()), Format::Vhdx),
+            after: &disk.content,
+        };
+        trial.works();
+        trial.keeps_the_contract();
+        trial.stops_when_dropped();
+        trial.can_be_cancelled_anywhere(16);
+        trial.survives_faults(Fault::InputOutput);
+        for format in [Format::Vhd, Format::Vhdx] {
+            if format == Format::Vhd && variant.sector_size != 512 {
+                continue;
+            }
+            for fault in [Fault::InputOutput, Fault::NoSpace] {
+                for k in 0.. {
+                    let bytes = Arc::new(MemoryStorage::new());
+                    let target = FaultStorage::new(bytes.clone());
+                    target.fail_once(Call::CHANGING, k, fault);
+                    let open = Arc::new(disk.open(false).unwrap());
+                    let result = converting(&open, target.clone(), format).wait();
+                    if target.injected() == 0 {
+                        result.unwrap();
+                        let image = vhdkit::disk::open_image(bytes, format, false).unwrap();
+                        let layer = vhdkit::disk::Layer::new(image, "copy");
+                        let copy = VirtualDisk::from_layers(vec![layer], false).unwrap();
+                        vhdkit_testkit::model::assert_reads(&copy, &disk.content, &trial.name);
+                        break;
+                    }
+                    // What makes the file faster may fail; what makes it an image may not.
+                    if result.is_err() && k < 3 {
+                        assert!(vhdkit::disk::open_image(bytes, format, false).is_err());
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn compare_tells_every_error_of_reading() {
+    use vhdkit_testkit::fault::{Call, FaultStorage};
+    let disk = used(&Variant::small()[7], 17);
+    let open = |file: Arc<dyn Storage>| {
+        let image = vhdkit::disk::open_image(file, disk.variant.format, false).unwrap();
+        VirtualDisk::from_layers(vec![vhdkit::disk::Layer::new(image, "image")], false).unwrap()
+    };
+    for k in 0.. {
+        let faulty = FaultStorage::new(disk.layers[0].clone());
+        let (a, b) = (open(faulty.clone()), open(disk.layers[0].clone()));
+        faulty.fail_once(&[Call::Read], k, Fault::InputOutput);
+        let result = vhdkit::verbs::compare::compare(a, b).wait();
+        if faulty.injected() == 0 {
+            assert_eq!(result.unwrap().first_difference, None);
+            assert!(k > 5);
+            return;
+        }
+        assert_eq!(result.unwrap_err().kind(), vhdkit::ErrorKind::ReadFault);
     }
 }
 
@@ -640,6 +732,8 @@ mod mixture {
                 Step::Resize(eighths) => {
                     let unit = u64::from(disk.variant.sector_size);
                     let wanted = disk.variant.virtual_size / 8 * eighths / unit * unit;
+                    // The least that a disk becomes by being made smaller.
+                    let wanted = wanted.max(size.min(3 * MIB));
                     if child_vhd || (format == Format::Vhd && wanted < size) {
                         continue;
                     }

@@ -95,6 +95,8 @@ struct Outcome<T> {
     waker: Option<Waker>,
 }
 
+/// Apart from everything else in memory: whoever watches takes its cache line from the workers again and again.
+#[repr(align(128))]
 struct Handle {
     name: &'static str,
     progress: ProgressCell,
