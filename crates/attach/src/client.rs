@@ -184,7 +184,11 @@ impl AttachOptions {
 
 /// An absolute path of a folder that a file system can be mounted on.
 fn checked_folder(folder: &Path) -> Result<PathBuf> {
-    let folder = usage::real_path(folder).map_err(|e| Error::io("open", e).with_path(folder))?;
+    let folder = usage::real_path(folder).map_err(|e| {
+        Error::io("open", e)
+            .with_path(folder)
+            .with_hint("name a folder that exists: the disk appears in it as disk.img")
+    })?;
     let failed = |kind, reason: &str, hint: &str| {
         Err(Error::new(kind, reason).with_path(&folder).with_hint(hint))
     };
