@@ -39,7 +39,7 @@ macro_rules! programs {
     };
 }
 
-programs! { disks progress mirror information operations scsi threads }
+programs! { cancel disks progress mirror information operations scsi threads }
 
 #[test]
 fn source_written_for_windows_compiles_unchanged() {

@@ -61,10 +61,23 @@ impl Compiler {
             linked_statically: false,
             folder: tempfile::tempdir().unwrap(),
         }
+        .with_library()
     }
 
     pub fn options(mut self, options: &[&str]) -> Self {
         self.options.extend(options.iter().map(ToString::to_string));
+        self
+    }
+
+    /// Where programs are built, and the library is found by its name.
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// Puts the shared library into the folder under the name that the loader looks for.
+    fn with_library(self) -> Self {
+        let name = self.folder.path().join("libvirtdisk.so.0");
+        let _ = std::os::unix::fs::symlink(library().join("libvirtdisk.so"), name);
         self
     }
 
@@ -103,9 +116,6 @@ impl Compiler {
     /// Compiles and links with the shared library, as a program of its users would.
     pub fn build(&self, source: &str) -> PathBuf {
         let program = self.folder.path().join("program");
-        // The name that the loader looks for.
-        let name = self.folder.path().join("libvirtdisk.so.0");
-        let _ = std::os::unix::fs::symlink(library().join("libvirtdisk.so"), name);
         let mut command = self.command(source);
         command.arg("-o").arg(&program);
         if self.linked_statically {
