@@ -51,6 +51,7 @@ impl Opening {
             .write_depth(self.access.write_depth())
             .direct(!has(OPEN_VIRTUAL_DISK_FLAG_CACHED_IO))
             .cached_parents(has(OPEN_VIRTUAL_DISK_FLAG_PARENT_CACHED_IO))
+            .record_native_paths(true)
             .ignore_relative_paths(has(OPEN_VIRTUAL_DISK_FLAG_IGNORE_RELATIVE_PARENT_LOCATOR))
             .parents(if has(alone) {
                 Parents::Ignored

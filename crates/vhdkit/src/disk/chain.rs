@@ -9,6 +9,7 @@ use super::locate::{ParentMap, find_absolute_parent, find_parent};
 use super::{Layer, VirtualDisk, detect_format, open_image};
 use crate::error::{Context, Error, ErrorKind, Result};
 use crate::image::{Format, ImageInfo};
+use crate::native_path;
 use crate::storage::{Access, FileStorage, Storage};
 
 /// Longest chain that is followed; each image of it is an open file.
@@ -38,6 +39,7 @@ pub struct OpenOptions {
     pub(super) direct: bool,
     cached_parents: bool,
     absolute_only: bool,
+    native_paths: bool,
 }
 
 impl OpenOptions {
@@ -82,6 +84,14 @@ impl OpenOptions {
         self
     }
 
+    /// Where a parent is recorded (by `create`, `set_parent`, `merge`), its absolute path on this system is recorded, too:
+    /// the child finds it after it was moved alone. Otherwise only the relative path is, which means the same everywhere.
+    #[must_use]
+    pub fn record_native_paths(mut self, record: bool) -> Self {
+        self.native_paths = record;
+        self
+    }
+
     /// Takes the file as this format instead of looking. Use [`Format::Raw`] for raw disks whose guest is not
     /// trusted: it could write another format's signature.
     #[must_use]
@@ -109,9 +119,15 @@ impl OpenOptions {
         &self.parent_map
     }
 
-    /// The path that a file here has on the system that made the disks.
+    /// The absolute path to record of a file: what it is called on the system that made the disks, or this one's.
     pub(crate) fn windows_path(&self, local: &Path) -> Option<String> {
-        self.parent_map.windows_path(local)
+        let mapped = self.parent_map.windows_path(local);
+        mapped.or_else(|| {
+            let absolute = std::path::absolute(local)
+                .ok()
+                .filter(|_| self.native_paths)?;
+            native_path::to_windows(absolute.to_str()?)
+        })
     }
 
     /// Opens the disk.

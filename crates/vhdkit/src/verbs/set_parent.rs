@@ -139,10 +139,11 @@ pub fn set_parent_locator(disk: &VirtualDisk, identifier: Uuid, parent: &Path) -
                 format!("a {} disk has no parent", disk.info().disk_type.name()),
             ));
         }
+        let open = OpenOptions::new().record_native_paths(true);
         let link = ParentLink {
             identifier,
             relative_path: relative_windows_path(&path, parent)?,
-            absolute_path: parent.to_string_lossy().into_owned(),
+            absolute_path: open.windows_path(parent).unwrap_or_default(),
             // Without the file there is no time to record.
             modified: modified(parent).unwrap_or(0),
             disk_identifier: None,
