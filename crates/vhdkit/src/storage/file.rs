@@ -75,7 +75,8 @@ pub struct FileStorage {
     /// is overlooked, which costs time and nothing else.
     known_data: Mutex<Range<u64>>,
     // Last, so that the table is told after the descriptors are closed.
-    _lock: Lock,
+    /// None for a look.
+    _lock: Option<Lock>,
 }
 
 impl FileStorage {
@@ -87,18 +88,28 @@ impl FileStorage {
     /// folder, pipe or socket.
     pub fn open(path: impl AsRef<Path>, access: Access) -> Result<Self> {
         let path = path.as_ref();
-        // Without O_NONBLOCK, opening a pipe that nobody writes to would wait for ever.
-        let file = OpenOptions::new()
-            .read(true)
-            .write(access == Access::ReadWrite)
-            .custom_flags(rustix::fs::OFlags::NONBLOCK.bits().cast_signed())
-            .open(path)
-            .map_err(|e| open_error(path, e))?;
-        Self::from_file(file, path, access)
+        Self::from_file(open_file(path, access)?, path, access)
+    }
+
+    /// Opens a file for a look at it that keeps nobody from using it: read-only, without a lock. It may be changing.
+    ///
+    /// # Errors
+    /// As [`FileStorage::open`], but for [`ErrorKind::SharingViolation`].
+    pub(crate) fn look(path: &Path) -> Result<Self> {
+        Self::new(
+            open_file(path, Access::ReadOnly)?,
+            path,
+            Access::ReadOnly,
+            false,
+        )
     }
 
     /// Takes over an open file, for instance one that was just created.
     pub(super) fn from_file(file: File, path: &Path, access: Access) -> Result<Self> {
+        Self::new(file, path, access, true)
+    }
+
+    fn new(file: File, path: &Path, access: Access, locked: bool) -> Result<Self> {
         let metadata = file
             .metadata()
             .map_err(|e| Error::io("stat", e).with_path(path))?;
@@ -120,7 +131,9 @@ impl FileStorage {
         } else {
             (metadata.dev(), metadata.ino())
         };
-        let lock = Lock::acquire(&file, id, path, access == Access::ReadWrite)?;
+        let lock = locked
+            .then(|| Lock::acquire(&file, id, path, access == Access::ReadWrite))
+            .transpose()?;
         Ok(Self {
             file,
             path: path.to_path_buf(),
@@ -258,6 +271,16 @@ impl FileStorage {
             .then(|| self.direct())
             .flatten()
     }
+}
+
+fn open_file(path: &Path, access: Access) -> Result<File> {
+    // Without O_NONBLOCK, opening a pipe that nobody writes to would wait for ever.
+    OpenOptions::new()
+        .read(true)
+        .write(access == Access::ReadWrite)
+        .custom_flags(rustix::fs::OFlags::NONBLOCK.bits().cast_signed())
+        .open(path)
+        .map_err(|e| open_error(path, e))
 }
 
 impl Drop for FileStorage {

@@ -1,14 +1,17 @@
 //! What a differencing disk records of its parent: `set-parent`, and who the children of a disk are.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use uuid::Uuid;
 
 use super::information::{ParentLocation, parent_location};
-use crate::disk::{MAX_DEPTH, OpenOptions, Parents, VirtualDisk, relative_windows_path};
+use crate::disk::{
+    MAX_DEPTH, OpenOptions, Parents, VirtualDisk, detect_format, open_image, relative_windows_path,
+};
 use crate::error::{Context, Error, ErrorKind, Result};
 use crate::image::{DiskType, Format, ImageInfo, ParentLink};
-use crate::storage::{Access, FileStorage};
+use crate::storage::{FileStorage, Storage};
 
 /// What to record.
 #[derive(Clone, Debug)]
@@ -275,8 +278,15 @@ pub(crate) struct Child {
     pub(crate) parents: Vec<Uuid>,
 }
 
-/// The differencing disks in the folders of `near`, these themselves left out. Files that cannot be opened are
-/// skipped: they may be in use, and then nobody can say.
+/// What a file says of itself, read without a lock: whoever wants to write to it must not fail for it.
+fn look(path: &Path) -> Result<ImageInfo> {
+    let storage: Arc<dyn Storage> = Arc::new(FileStorage::look(path)?);
+    let format = detect_format(&*storage)?;
+    Ok(open_image(storage, format, false)?.info())
+}
+
+/// The differencing disks in the folders of `near`, these themselves left out, in use or not. Files that cannot be read
+/// as disks (any more, or at this moment) are skipped.
 pub(crate) fn differencing_disks_near(near: &[PathBuf]) -> Vec<Child> {
     let mut folders: Vec<PathBuf> = near
         .iter()
@@ -303,13 +313,7 @@ pub(crate) fn differencing_disks_near(near: &[PathBuf]) -> Vec<Child> {
         {
             continue;
         }
-        // A look without a lock would be enough, but not at a file that is being written.
-        if FileStorage::open(&path, Access::ReadOnly).is_err() {
-            continue;
-        }
-        let disk = OpenOptions::new().parents(Parents::Ignored).open(&path);
-        let Ok(disk) = disk else { continue };
-        let info = disk.info();
+        let Ok(info) = look(&path) else { continue };
         if info.disk_type == DiskType::Differencing
             && let Some(parent) = info.parent
         {
