@@ -14,6 +14,7 @@ use uuid::Uuid;
 use vhdkit::disk::Parents;
 use vhdkit::image::Format;
 use vhdkit::scsi::{Command, Response, ScsiTarget};
+use vhdkit::verbs::mirror::break_mirror;
 use vhdkit::{OpenOptions, VirtualDisk};
 
 use crate::access::Access;
@@ -81,7 +82,6 @@ const ISO_SECTOR: u64 = 2048;
 /// A disk that is open.
 pub(crate) struct Disk {
     opened: RwLock<Opened>,
-    file: FileId,
     attachment: Mutex<Option<Attachment>>,
     /// Handles that do more than ask.
     users: AtomicUsize,
@@ -111,8 +111,13 @@ pub(crate) struct Attachment {
 /// Device and inode of the leaf when it was opened.
 type FileId = Option<(u64, u64)>;
 
-/// All open disks.
-static OPEN: Mutex<Vec<Weak<Disk>>> = Mutex::new(Vec::new());
+/// All open disks, by their files: looking for one must not keep another one open that is just being closed.
+/// A mirrored disk moves to another file.
+static OPEN: Mutex<Vec<(FileId, Weak<Disk>)>> = Mutex::new(Vec::new());
+
+fn file_id(path: &Path) -> FileId {
+    std::fs::metadata(path).ok().map(|m| (m.dev(), m.ino()))
+}
 /// Disks that stay attached without a handle.
 static PERMANENT: Mutex<Vec<Arc<Disk>>> = Mutex::new(Vec::new());
 
@@ -124,12 +129,12 @@ impl Disk {
     /// Opens a disk, or joins one that is open.
     pub(crate) fn open(path: &Path, opening: Opening) -> Answer<Arc<Self>> {
         let mut open = lock(&OPEN);
-        open.retain(|disk| disk.strong_count() > 0);
-        let file = std::fs::metadata(path).ok().map(|m| (m.dev(), m.ino()));
+        open.retain(|(_, disk)| disk.strong_count() > 0);
+        let file = file_id(path);
         let there: Vec<_> = open
             .iter()
-            .filter_map(Weak::upgrade)
-            .filter(|disk| file.is_some() && disk.file == file)
+            .filter(|(of, _)| file.is_some() && *of == file)
+            .filter_map(|(_, disk)| disk.upgrade())
             .collect();
         for disk in &there {
             if disk.may_join(opening)? {
@@ -150,12 +155,11 @@ impl Disk {
                 opening,
                 scsi: Arc::default(),
             }),
-            file,
             attachment: Mutex::new(None),
             users: AtomicUsize::new(0),
             busy: AtomicBool::new(false),
         });
-        open.push(Arc::downgrade(&disk));
+        open.push((file, Arc::downgrade(&disk)));
         Ok(disk)
     }
 
@@ -212,6 +216,21 @@ impl Disk {
     /// The library's disk.
     pub(crate) fn disk(&self) -> Arc<VirtualDisk> {
         self.opened().disk
+    }
+
+    /// Ends a mirror: the disk goes on with the copy, and is known by its file from then on. The number of the old file
+    /// may be that of another one soon.
+    pub(crate) fn break_mirror(&self) -> Answer {
+        let mut open = lock(&OPEN);
+        let disk = self.disk();
+        break_mirror(&disk)?;
+        let moved = file_id(&disk.path());
+        for (file, other) in open.iter_mut() {
+            if std::ptr::eq(other.as_ptr(), self) {
+                *file = moved;
+            }
+        }
+        Ok(())
     }
 
     /// Sends one command to the disk as a SCSI device.

@@ -4,7 +4,11 @@
 
 mod common;
 
+use std::path::Path;
+use std::process::Command;
+
 use common::{Compiler, Language};
+use vhdkit_testkit::require::require;
 
 fn run(source: &str) {
     for language in [Language::C, Language::Cpp] {
@@ -13,6 +17,28 @@ fn run(source: &str) {
         let program = compiler.build(source);
         compiler.execute(&program, &[], &[folder.path()]);
     }
+}
+
+/// Under valgrind: no error, and nothing that nobody points to any more.
+fn run_checked(source: &str, arguments: &[&Path]) {
+    let found = Command::new("valgrind").arg("--version").output().is_ok();
+    if !require(found, "valgrind is not installed") {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let compiler = Compiler::new(Language::C).options(&["-D_GNU_SOURCE"]);
+    let program = compiler.build(source);
+    let tool = [
+        "valgrind",
+        "--quiet",
+        "--error-exitcode=9",
+        "--leak-check=full",
+        "--show-leak-kinds=definite",
+        "--errors-for-leak-kinds=definite",
+        "--fair-sched=yes",
+    ];
+    let all: Vec<&Path> = [folder.path()].iter().chain(arguments).copied().collect();
+    compiler.execute(&program, &tool, &all);
 }
 
 macro_rules! programs {
@@ -24,16 +50,19 @@ macro_rules! programs {
             }
         )*
 
-        /// Slow, and the library is not built for it: once, in the run of ignored tests.
-        #[test]
-        #[ignore = "needs valgrind, takes a minute"]
-        fn valgrind_finds_nothing() {
-            for source in [$(include_str!(concat!("c/", stringify!($name), ".c"))),*] {
-                let folder = tempfile::tempdir().unwrap();
-                let compiler = Compiler::new(Language::C);
-                let program = compiler.build(source);
-                let tool = ["valgrind", "--quiet", "--error-exitcode=9", "--leak-check=full", "--errors-for-leak-kinds=definite"];
-                compiler.execute(&program, &tool, &[folder.path()]);
+        mod under_valgrind {
+            $(
+                #[test]
+                fn $name() {
+                    super::run_checked(include_str!(concat!("c/", stringify!($name), ".c")), &[]);
+                }
+            )*
+
+            /// Eight threads, five seconds of time that goes twenty times as slowly.
+            #[test]
+            fn random() {
+                let (seconds, seed) = ("5".as_ref(), "1".as_ref());
+                super::run_checked(include_str!("c/random.c"), &[seconds, seed]);
             }
         }
     };

@@ -8,6 +8,7 @@
 #include "check.h"
 
 #include <pthread.h>
+#include <sched.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -238,6 +239,8 @@ static void own_check(thread *t, int cell) {
     memset(sector, 0xEE, sizeof sector);
     if (below(t, 4) == 0) {
         DWORD code = scsi_read(t, t->own, (ULONGLONG)cell * CELL, sector, &status);
+        if (code == ERROR_SUCCESS && status == 4 /* SRB_STATUS_ERROR: told once that the capacity has changed */)
+            code = scsi_read(t, t->own, (ULONGLONG)cell * CELL, sector, &status);
         if (code != ERROR_SUCCESS || status != 1 /* SRB_STATUS_SUCCESS */)
             wrong(t, "RawSCSIVirtualDisk", code);
     } else {
@@ -325,6 +328,7 @@ static void own_mirror(thread *t) {
             EXACT(ERROR_SUCCESS, GetVirtualDiskOperationProgress, t->own, o, &progress);
             if (progress.OperationStatus != ERROR_IO_PENDING)
                 wrong(t, "the mirror's status", progress.OperationStatus);
+            sched_yield();
         } while (progress.CurrentValue != progress.CompletionValue);
         own_put(t, (int)below(t, CELLS));
         EXACT(ERROR_SUCCESS, BreakMirrorVirtualDisk, t->own);
@@ -362,7 +366,7 @@ static void own_snapshot(thread *t) {
                   &t->own);
     status = settle(t, "create", status, t->own, o, 0);
     if (status != ERROR_SUCCESS)
-        wrong(t, "CreateVirtualDisk", status);
+        wrong(t, "CreateVirtualDisk of a child", status);
     for (i = 0; i < 5; i++)
         own_put(t, (int)below(t, CELLS));
     own_check(t, (int)below(t, CELLS));
@@ -849,7 +853,8 @@ int main(int argc, char **argv) {
     for (i = 0; i < COUNT; i++) {
         printf("%s %lu\n", names[i], calls[i]);
         total += calls[i];
-        CHECK(calls[i] > 0);
+        /* Whoever was not called within ten seconds is never called. */
+        CHECK(calls[i] > 0 || seconds < 10);
     }
     printf("%lu calls\n", total);
     return 0;

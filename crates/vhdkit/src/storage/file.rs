@@ -54,6 +54,10 @@ const REMOTE: [i128; 7] = [
 /// What the file system lacks (holes, preallocation, reflink, locks, direct I/O) is done without; only what cannot be
 /// done at all is an error.
 pub struct FileStorage {
+    // First, so that it is given back before the descriptors are closed: with the last one the number of a deleted file
+    // becomes free, and a new file of another thread may get it. flock is given back before, see Drop.
+    /// None for a look.
+    _lock: Option<Lock>,
     file: File,
     path: PathBuf,
     access: Access,
@@ -74,9 +78,6 @@ pub struct FileStorage {
     /// in memory above all) as long as the run is, and whoever asks for its parts asks often. A hole made in it since
     /// is overlooked, which costs time and nothing else.
     known_data: Mutex<Range<u64>>,
-    // Last, so that the table is told after the descriptors are closed.
-    /// None for a look.
-    _lock: Option<Lock>,
 }
 
 impl FileStorage {
@@ -655,6 +656,28 @@ mod tests {
         drop(storage);
         FileStorage::open(&path, Access::ReadWrite).unwrap();
         drop(inherited);
+    }
+
+    /// A new file sometimes has the number of one that another thread is just deleting; that one's place in the table of
+    /// locks must not keep it from being opened.
+    #[test]
+    fn a_file_that_goes_does_not_lock_a_new_one_with_its_number() {
+        // Not in memory, where numbers are not used again.
+        let folder = std::env::current_exe().unwrap();
+        let folder = tempfile::tempdir_in(folder.parent().unwrap()).unwrap();
+        std::thread::scope(|scope| {
+            for thread in 0..4 {
+                let path = folder.path().join(format!("disk-{thread}"));
+                scope.spawn(move || {
+                    for _ in 0..1500 {
+                        std::fs::write(&path, [0; 512]).unwrap();
+                        let storage = FileStorage::open(&path, Access::ReadWrite).unwrap();
+                        std::fs::remove_file(&path).unwrap();
+                        drop(storage);
+                    }
+                });
+            }
+        });
     }
 
     const PAGE: usize = AlignedBuffer::ALIGNMENT;
