@@ -31,7 +31,7 @@ fn assert_whole(folder: &Path) {
 fn eight_threads_call_everything_at_random() {
     let seconds = setting("VHDKIT_RANDOM_SECONDS").unwrap_or(20);
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
-    let seed = setting("VHDKIT_SEED").unwrap_or_else(|| now.as_secs());
+    let seed = setting("VHDKIT_SEED").unwrap_or(now.as_secs());
     println!("seed {seed}");
     let folder = tempfile::tempdir().unwrap();
     let compiler = Compiler::new(Language::C).options(&["-D_GNU_SOURCE", "-fsanitize=address"]);
