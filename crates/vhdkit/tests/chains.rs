@@ -86,6 +86,29 @@ fn a_chain_can_be_put_together_by_hand() {
 }
 
 #[test]
+fn a_recorded_place_with_another_disk_in_it_does_not_hide_the_parent_in_the_next_one() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    std::fs::create_dir_all(at("old/sub")).unwrap();
+    std::fs::create_dir_all(at("new")).unwrap();
+    make(folder.path(), "old/a.vhdx", None);
+    make(folder.path(), "old/sub/b.vhdx", Some("old/a.vhdx"));
+    // Moved beside its parent, where `..\\a.vhdx` leads to a stranger.
+    std::fs::rename(at("old/a.vhdx"), at("new/a.vhdx")).unwrap();
+    std::fs::rename(at("old/sub/b.vhdx"), at("new/b.vhdx")).unwrap();
+    make(folder.path(), "a.vhdx", None);
+    let disk = VirtualDisk::open(at("new/b.vhdx")).unwrap();
+    assert_eq!(disk.layers()[1].path, at("new/a.vhdx"));
+    drop(disk);
+
+    // With nothing better behind it, the stranger is what the error tells of.
+    std::fs::remove_file(at("new/a.vhdx")).unwrap();
+    let error = VirtualDisk::open(at("new/b.vhdx")).err().unwrap();
+    assert_eq!(error.kind(), ErrorKind::ParentIdMismatch);
+    assert!(error.to_string().contains("../a.vhdx"), "{error}");
+}
+
+#[test]
 fn images_open_for_writing_and_back_while_in_use() {
     let folder = chain();
     let at = |name: &str| folder.path().join(name);

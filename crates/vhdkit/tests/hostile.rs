@@ -277,6 +277,39 @@ fn vhdx_metadata_table_and_items() {
     }
 }
 
+/// What the checklist (9.5) says of the table itself; a value that has no meaning yet could change how the rest is read.
+#[test]
+fn vhdx_metadata_with_unknown_bits_is_refused() {
+    let _guard = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+    let base = sample(Format::Vhdx, DiskType::Dynamic);
+    let (table, _) = vhdx::region(&base, vhdx::METADATA);
+    let open = |storage: MemoryStorage| {
+        vhdkit::disk::open_image(Arc::new(storage), Format::Vhdx, false).map(drop)
+    };
+    open(base.clone()).unwrap();
+    let entry = |number: u64, field: u64| table + 32 + 32 * number + field;
+    for (what, at, value, named) in [
+        ("the table's reserved bits", table + 8, 1, "reserved"),
+        ("its reserved bytes", table + 31, 1, "reserved"),
+        ("an entry's reserved bytes", entry(2, 28), 1, "reserved"),
+        ("an entry's unknown flags", entry(2, 24), 6 | 8, "flags"),
+        ("file parameters of the disk", entry(0, 24), 4 | 2, "flags"),
+        ("a size of the file", entry(1, 24), 4, "flags"),
+        ("a required item of a user", entry(5, 24), 4 | 1, "flags"),
+    ] {
+        let storage = base.clone();
+        if at == entry(5, 24) {
+            // One more item, without content.
+            patch::put(&storage, table + 10, &[6]);
+            patch::put(&storage, entry(5, 0), &[9; 16]);
+        }
+        patch::put(&storage, at, &[value]);
+        let error = open(storage).unwrap_err();
+        assert_eq!(error.kind(), vhdkit::ErrorKind::FileCorrupt, "{what}");
+        assert!(error.to_string().contains(named), "{what}: {error}");
+    }
+}
+
 #[test]
 fn vhdx_parent_locator() {
     let base = sample(Format::Vhdx, DiskType::Differencing);

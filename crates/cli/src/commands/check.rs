@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
-use vhdkit::disk::{OpenOptions, Parents, detect_format, find_parent};
+use vhdkit::disk::{OpenOptions, Parents, detect_format, find_parents};
 use vhdkit::image::{Finding, Severity};
 use vhdkit::storage::{Access, FileStorage};
 use vhdkit::verbs::check::check_file;
@@ -199,7 +199,9 @@ fn reachable_parents(args: &CheckArgs) -> Vec<PathBuf> {
         };
         let parent = match args.parents.parent.get(found.len()) {
             Some(given) => Some(given.clone()),
-            None => find_parent(&child, &reference, &map).ok(),
+            None => find_parents(&child, &reference, &map)
+                .ok()
+                .map(|mut found| found.swap_remove(0)),
         };
         match parent {
             // What does not exist is what the chain's own error tells of.

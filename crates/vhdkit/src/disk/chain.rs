@@ -1,11 +1,11 @@
 //! Opening a disk with all its ancestors.
 
-use std::collections::HashMap;
+use std::collections::HashSet;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::locate::{ParentMap, find_absolute_parent, find_parent};
+use super::locate::{ParentMap, find_absolute_parents, find_parents};
 use super::{Layer, VirtualDisk, detect_format, open_image};
 use crate::error::{Context, Error, ErrorKind, Result};
 use crate::image::{Format, ImageInfo};
@@ -142,29 +142,31 @@ impl OpenOptions {
 
     fn open_chain(&self, path: &Path) -> Result<VirtualDisk> {
         let mut layers = Vec::new();
-        let mut seen: HashMap<(u64, u64), PathBuf> = HashMap::new();
+        let mut seen: HashSet<(u64, u64)> = HashSet::new();
         let (mut layer, mut info) =
             open_layer(path, self.format, self.write_depth > 0, self.direct)?;
-        seen.extend(file_id(path).map(|id| (id, path.to_path_buf())));
+        seen.extend(file_id(path));
         loop {
             let depth = layers.len();
-            let parent = match (&self.parents, &info.parent) {
-                (Parents::Ignored, _) | (_, None) => None,
+            let candidates = match (&self.parents, &info.parent) {
+                (Parents::Ignored, _) | (_, None) => Vec::new(),
                 (Parents::Given(given), Some(_)) if depth < given.len() => {
-                    Some(given[depth].clone())
+                    vec![given[depth].clone()]
                 }
                 (_, Some(reference)) => {
                     let find = if self.absolute_only {
-                        find_absolute_parent
+                        find_absolute_parents
                     } else {
-                        find_parent
+                        find_parents
                     };
-                    Some(find(layer.path(), reference, &self.parent_map).at_path(layer.path())?)
+                    find(layer.path(), reference, &self.parent_map).at_path(layer.path())?
                 }
             };
             let child_path = layer.path().to_path_buf();
             layers.push(layer);
-            let Some(parent) = parent else { break };
+            let Some((likeliest, others)) = candidates.split_first() else {
+                break;
+            };
             if depth + 1 >= MAX_DEPTH {
                 return Err(Error::new(
                     ErrorKind::ChainCycle,
@@ -172,16 +174,25 @@ impl OpenOptions {
                 )
                 .with_path(path));
             }
-            if let Some(id) = file_id(&parent) {
-                if seen.contains_key(&id) {
-                    return Err(cycle(&child_path, &parent));
+            let open = |parent: &PathBuf| {
+                let id = file_id(parent);
+                if id.is_some_and(|id| seen.contains(&id)) {
+                    return Err(cycle(&child_path, parent));
                 }
-                seen.insert(id, parent.clone());
+                let writable = self.write_depth > depth + 1;
+                let (next, next_info) = open_layer(parent, None, writable, self.direct_parents())
+                    .map_err(|e| in_parent(&e, &child_path, parent))?;
+                verify(&info, &child_path, &next_info, parent)?;
+                Ok((next, next_info, id))
+            };
+            // Another disk may have come to a place that was recorded, and the parent be in the next one. If it is in
+            // none, the likeliest place is the one to tell of.
+            let mut found = open(likeliest);
+            for parent in others {
+                found = found.or_else(|error| open(parent).map_err(|_| error));
             }
-            let writable = self.write_depth > depth + 1;
-            let (next, next_info) = open_layer(&parent, None, writable, self.direct_parents())
-                .map_err(|e| in_parent(&e, &child_path, &parent))?;
-            verify(&info, &child_path, &next_info, &parent)?;
+            let (next, next_info, id) = found?;
+            seen.extend(id);
             (layer, info) = (next, next_info);
         }
         VirtualDisk::from_layers(layers, self.write_depth > 0)

@@ -70,11 +70,16 @@ impl ParentMap {
     }
 }
 
-/// The parent's file: the first recorded path that leads to one.
+/// The files that recorded paths lead to, the likeliest first; at least one. Which of them is the parent, its identifier
+/// tells.
 ///
 /// # Errors
 /// [`ErrorKind::ParentNotFound`], with the paths that were recorded and those that were tried.
-pub fn find_parent(child: &Path, reference: &ParentReference, map: &ParentMap) -> Result<PathBuf> {
+pub fn find_parents(
+    child: &Path,
+    reference: &ParentReference,
+    map: &ParentMap,
+) -> Result<Vec<PathBuf>> {
     // Empty for a child named without a folder, so that its parent is named without one, too.
     let folder = child.parent().unwrap_or(Path::new(""));
     let beside = reference
@@ -87,15 +92,15 @@ pub fn find_parent(child: &Path, reference: &ParentReference, map: &ParentMap) -
         .paths
         .iter()
         .filter_map(|p| resolve(folder, p, map));
-    first_file(reference, recorded.chain(beside))
+    files(reference, recorded.chain(beside))
 }
 
-/// As [`find_parent`], by absolute paths alone.
-pub(super) fn find_absolute_parent(
+/// As [`find_parents`], by absolute paths alone.
+pub(super) fn find_absolute_parents(
     child: &Path,
     reference: &ParentReference,
     map: &ParentMap,
-) -> Result<PathBuf> {
+) -> Result<Vec<PathBuf>> {
     let folder = child.parent().unwrap_or(Path::new(""));
     let absolute = reference
         .paths
@@ -106,22 +111,27 @@ pub(super) fn find_absolute_parent(
             ParentPathKind::Absolute | ParentPathKind::Volume => true,
         })
         .filter_map(|p| resolve(folder, p, map));
-    first_file(reference, absolute)
+    files(reference, absolute)
 }
 
-/// The first of some places where there is a file.
-fn first_file(
+/// Those of some places where there is a file.
+fn files(
     reference: &ParentReference,
     candidates: impl Iterator<Item = PathBuf>,
-) -> Result<PathBuf> {
-    let mut tried: Vec<PathBuf> = Vec::new();
+) -> Result<Vec<PathBuf>> {
+    let (mut found, mut tried): (Vec<PathBuf>, Vec<PathBuf>) = Default::default();
     for candidate in candidates {
-        if candidate.exists() {
-            return Ok(candidate);
+        let list = if candidate.exists() {
+            &mut found
+        } else {
+            &mut tried
+        };
+        if !list.contains(&candidate) {
+            list.push(candidate);
         }
-        if !tried.contains(&candidate) {
-            tried.push(candidate);
-        }
+    }
+    if !found.is_empty() {
+        return Ok(found);
     }
     let recorded: Vec<_> = reference.paths.iter().map(|p| p.path.as_str()).collect();
     let tried: Vec<_> = tried.iter().map(|p| p.display().to_string()).collect();
@@ -367,11 +377,11 @@ mod tests {
             (Url, "file://./base.vhdx", "Disks/base.vhdx"),
             (Name, "beside.vhdx", "Disks/beside.vhdx"),
         ] {
-            let found = find_parent(&child, &reference(&[(kind, path)]), &map)
+            let found = find_parents(&child, &reference(&[(kind, path)]), &map)
                 .unwrap_or_else(|e| panic!("{path}: {e}"));
-            assert_eq!(found, root.join(expected), "{path}");
+            assert_eq!(found[0], root.join(expected), "{path}");
         }
-        let missing = find_parent(&child, &reference(&[(Relative, r".\gone.vhdx")]), &map);
+        let missing = find_parents(&child, &reference(&[(Relative, r".\gone.vhdx")]), &map);
         assert_eq!(missing.unwrap_err().kind(), ErrorKind::ParentNotFound);
     }
 

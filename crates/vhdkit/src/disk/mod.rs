@@ -12,7 +12,7 @@ mod reopen;
 pub(crate) use chain::MAX_DEPTH;
 pub use chain::{OpenOptions, Parents};
 pub use detect::{detect_format, open_image};
-pub use locate::{ParentMap, find_parent, relative_windows_path};
+pub use locate::{ParentMap, find_parents, relative_windows_path};
 pub(crate) use mirror::{DirtyMap, Mirror, Mirroring};
 
 use std::ops::Range;

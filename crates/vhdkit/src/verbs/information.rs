@@ -15,7 +15,7 @@
 
 use std::path::PathBuf;
 
-use crate::disk::{ParentMap, VirtualDisk, find_parent};
+use crate::disk::{ParentMap, VirtualDisk, find_parents};
 use crate::error::{Context, Result};
 use crate::image::{DiskType, ExtentKind, ParentPath, Usage};
 
@@ -37,8 +37,8 @@ pub fn parent_location(disk: &VirtualDisk, map: &ParentMap) -> Option<ParentLoca
     let reference = leaf.info.parent.as_ref()?;
     Some(match layers.get(1) {
         Some(parent) => ParentLocation::Resolved(parent.path.clone()),
-        None => match find_parent(&leaf.path, reference, map) {
-            Ok(path) => ParentLocation::Resolved(path),
+        None => match find_parents(&leaf.path, reference, map) {
+            Ok(mut found) => ParentLocation::Resolved(found.swap_remove(0)),
             Err(_) => ParentLocation::Candidates(reference.paths.clone()),
         },
     })

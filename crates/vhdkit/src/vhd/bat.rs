@@ -3,6 +3,8 @@
 use std::ops::Range;
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use zerocopy::FromZeros;
+
 use super::header::{BlockShape, SparseHeader};
 use super::layout::{SECTOR, UNALLOCATED};
 use crate::error::{Error, ErrorKind, Result};
@@ -30,6 +32,7 @@ pub(super) enum Entry {
 ///
 /// An entry is stored with release order after the block's content was written; whoever loads it sees the content.
 pub(super) struct Bat {
+    /// Inverted, so that what is unallocated is zero: memory that nobody has touched takes none.
     entries: Vec<AtomicU32>,
     /// Entries that belong to blocks of the disk; what follows is kept as it was.
     blocks: u64,
@@ -47,10 +50,7 @@ impl Bat {
         limit: u64,
     ) -> Result<Self> {
         let count = round_up(header.blocks, PER_SECTOR);
-        let mut entries = Vec::new();
-        entries
-            .try_reserve_exact(to_usize(count))
-            .map_err(|_| no_memory(count))?;
+        let entries = unallocated(count)?;
         // What the file's table does not have is padding.
         let present = count.min(header.max_entries);
         let front = Front::new(reserved);
@@ -60,16 +60,19 @@ impl Bat {
             let n = (present - at).min(64 * 1024);
             let part = &mut buffer[..to_usize(n * 4)];
             storage.read_at(header.table_offset + at * 4, part)?;
-            for (i, bytes) in (at..).zip(part.chunks_exact(4)) {
+            let is_empty = part.iter().all(|&byte| byte == 0xFF);
+            let used = if is_empty { &[][..] } else { &*part };
+            for (i, bytes) in (at..).zip(used.chunks_exact(4)) {
                 let entry = u32::from_be_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
-                let valid = entry == UNALLOCATED
-                    || i >= header.blocks
+                if entry == UNALLOCATED {
+                    continue;
+                }
+                let valid = i >= header.blocks
                     || (entry != INVALID && front.allows(block_range(entry, header.shape), limit));
-                entries.push(AtomicU32::new(if valid { entry } else { INVALID }));
+                store(&entries[to_usize(i)], if valid { entry } else { INVALID });
             }
             at += n;
         }
-        entries.resize_with(to_usize(count), || AtomicU32::new(UNALLOCATED));
         Ok(Self {
             entries,
             blocks: header.blocks,
@@ -79,7 +82,7 @@ impl Bat {
     }
 
     pub(super) fn get(&self, block: u64) -> Entry {
-        match self.entries[to_usize(block)].load(Ordering::Acquire) {
+        match load(&self.entries[to_usize(block)]) {
             UNALLOCATED => Entry::Unallocated,
             INVALID => Entry::Invalid,
             sector => Entry::At(u64::from(sector) * SECTOR),
@@ -90,12 +93,12 @@ impl Bat {
     pub(super) fn publish(&self, block: u64, at: u64) {
         let sector = u32::try_from(at / SECTOR).unwrap_or(INVALID);
         debug_assert!(sector < INVALID);
-        self.entries[to_usize(block)].store(sector, Ordering::Release);
+        store(&self.entries[to_usize(block)], sector);
     }
 
     /// Makes a block take no space.
     pub(super) fn release(&self, block: u64) {
-        self.entries[to_usize(block)].store(UNALLOCATED, Ordering::Release);
+        store(&self.entries[to_usize(block)], UNALLOCATED);
     }
 
     /// All blocks that have a place: number and offset, in the order of the disk.
@@ -117,22 +120,19 @@ impl Bat {
     /// The same table at another place, for as many blocks or more: those that are new take no space.
     pub(super) fn rebuilt(&self, blocks: u64, offset: u64) -> Result<Self> {
         let count = round_up(blocks.max(self.blocks), PER_SECTOR);
-        let mut entries = Vec::new();
-        entries
-            .try_reserve_exact(to_usize(count))
-            .map_err(|_| no_memory(count))?;
+        let entries = unallocated(count)?;
         // Also what a foreign file says behind the end of the disk is not kept where it would become part of it.
         let kept = if blocks > self.blocks {
             to_usize(self.blocks)
         } else {
             self.entries.len()
         };
-        entries.extend(
-            self.entries[..kept]
-                .iter()
-                .map(|entry| AtomicU32::new(entry.load(Ordering::Acquire))),
-        );
-        entries.resize_with(to_usize(count), || AtomicU32::new(UNALLOCATED));
+        for (new, old) in entries.iter().zip(&self.entries[..kept]) {
+            match load(old) {
+                UNALLOCATED => {}
+                entry => store(new, entry),
+            }
+        }
         Ok(Self {
             entries,
             blocks: blocks.max(self.blocks),
@@ -145,7 +145,7 @@ impl Bat {
     pub(super) fn bytes_from(&self, first: u64) -> Vec<u8> {
         self.entries[to_usize(first * PER_SECTOR)..]
             .iter()
-            .flat_map(|entry| entry.load(Ordering::Acquire).to_be_bytes())
+            .flat_map(|entry| load(entry).to_be_bytes())
             .collect()
     }
 
@@ -153,7 +153,7 @@ impl Bat {
     pub(super) fn unallocated_run(&self, first: u64, end: u64) -> u64 {
         self.entries[to_usize(first)..to_usize(end)]
             .iter()
-            .take_while(|entry| entry.load(Ordering::Acquire) == UNALLOCATED)
+            .take_while(|entry| load(entry) == UNALLOCATED)
             .count() as u64
     }
 
@@ -192,22 +192,31 @@ impl Bat {
     pub(super) fn sector(&self, index: u64, bytes: &mut [u8]) {
         let first = to_usize(index * PER_SECTOR);
         for (bytes, entry) in bytes.chunks_exact_mut(4).zip(&self.entries[first..]) {
-            bytes.copy_from_slice(&entry.load(Ordering::Acquire).to_be_bytes());
+            bytes.copy_from_slice(&load(entry).to_be_bytes());
         }
     }
 
     fn loaded(&self) -> impl Iterator<Item = u32> + '_ {
-        self.entries[..to_usize(self.blocks)]
-            .iter()
-            .map(|entry| entry.load(Ordering::Acquire))
+        self.entries[..to_usize(self.blocks)].iter().map(load)
     }
 }
 
-fn no_memory(count: u64) -> Error {
-    Error::new(
-        ErrorKind::OutOfMemory,
-        format!("no memory for a block allocation table of {count} entries"),
-    )
+fn load(entry: &AtomicU32) -> u32 {
+    !entry.load(Ordering::Acquire)
+}
+
+fn store(entry: &AtomicU32, value: u32) {
+    entry.store(!value, Ordering::Release);
+}
+
+/// A table of so many blocks that take no space.
+fn unallocated(count: u64) -> Result<Vec<AtomicU32>> {
+    AtomicU32::new_vec_zeroed(to_usize(count)).map_err(|_| {
+        Error::new(
+            ErrorKind::OutOfMemory,
+            format!("no memory for a block allocation table of {count} entries"),
+        )
+    })
 }
 
 /// The range of the file that a block with this entry takes.

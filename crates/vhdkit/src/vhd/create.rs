@@ -1,6 +1,7 @@
 //! [`VhdBuilder`]: new VHD files.
 
 use std::collections::HashMap;
+use std::num::NonZeroU32;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -55,7 +56,8 @@ struct SparseBuilder {
 }
 
 struct State {
-    entries: Vec<u32>,
+    /// Where blocks are, in sectors. `None` is zero in memory: what nobody has touched takes none.
+    entries: Vec<Option<NonZeroU32>>,
     /// Of blocks of a differencing disk that are here in part.
     bitmaps: HashMap<u64, SectorBitmap>,
     end: u64,
@@ -259,7 +261,7 @@ impl SparseBuilder {
             locators,
             state: Mutex::new(State {
                 // Whole sectors: what is behind the last entry is padding.
-                entries: vec![UNALLOCATED; to_usize(round_up(blocks, PER_SECTOR))],
+                entries: vec![None; to_usize(round_up(blocks, PER_SECTOR))],
                 bitmaps: HashMap::new(),
                 end,
                 expected_end: end,
@@ -302,20 +304,24 @@ impl SparseBuilder {
                 format!("offset {offset} is past the end of the disk"),
             ));
         };
-        let is_new = *entry == UNALLOCATED;
-        if is_new {
+        let is_new = entry.is_none();
+        let at = if let Some(sector) = *entry {
+            u64::from(sector.get()) * SECTOR
+        } else {
             let at = self.shape.place_behind(end);
-            *entry = u32::try_from(at / SECTOR)
+            let sector = u32::try_from(at / SECTOR)
                 .ok()
                 .filter(|&e| e < UNALLOCATED - 1)
+                .and_then(NonZeroU32::new)
                 .ok_or_else(|| {
                     Error::new(
                         ErrorKind::BlockAllocationFailure,
                         format!("a block at {at} is past the 2 TiB that a VHD file can address"),
                     )
                 })?;
-        }
-        let at = u64::from(*entry) * SECTOR;
+            *entry = Some(sector);
+            at
+        };
         if is_new {
             state.end = at + self.shape.total();
             if state.end > state.reserved.end && state.end <= state.expected_end {
@@ -348,9 +354,9 @@ impl SparseBuilder {
     fn write_tables(&self, storage: &dyn Storage) -> Result<u64> {
         let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let full = vec![0xFF; to_usize(self.shape.bitmap_size)];
-        for (block, &entry) in (0..).zip(&state.entries) {
-            if entry != UNALLOCATED {
-                let at = u64::from(entry) * SECTOR;
+        for (block, entry) in (0..).zip(&state.entries) {
+            if let Some(sector) = entry {
+                let at = u64::from(sector.get()) * SECTOR;
                 match state.bitmaps.get(&block) {
                     Some(bitmap) => storage.write_at(at, &bitmap.to_bytes())?,
                     None => storage.write_at(at, &full)?,
@@ -368,10 +374,10 @@ impl SparseBuilder {
         for entries in state.entries.chunks(CHUNK) {
             let bytes = &mut bytes[..entries.len() * 4];
             // Most of a new disk's table is unallocated, which needs no conversion again and again.
-            let was_empty =
-                std::mem::replace(&mut is_empty, entries.iter().all(|&e| e == UNALLOCATED));
+            let was_empty = std::mem::replace(&mut is_empty, entries.iter().all(Option::is_none));
             if !(was_empty && is_empty) {
                 for (place, entry) in bytes.chunks_exact_mut(4).zip(entries) {
+                    let entry = entry.map_or(UNALLOCATED, NonZeroU32::get);
                     place.copy_from_slice(&entry.to_be_bytes());
                 }
             }

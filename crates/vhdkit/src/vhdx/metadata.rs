@@ -66,6 +66,9 @@ pub(super) fn read_table(storage: &dyn Storage, region: &Region) -> Result<Vec<I
     if header.signature != METADATA_SIGNATURE {
         return Err(corrupt("the metadata table has no signature"));
     }
+    if header.reserved.get() != 0 || header.reserved2 != [0; 20] {
+        return Err(corrupt("the metadata table has reserved bits set"));
+    }
     let count = header.entry_count.get();
     if count > MAX_METADATA_ENTRIES {
         return Err(corrupt(format!(
@@ -122,12 +125,22 @@ fn check_entry(entry: &MetadataTableEntry, region: &Region) -> Result<Item> {
             "metadata item {id:?} of {length} bytes at offset {offset} is misplaced"
         )));
     }
+    if entry.reserved2.get() != 0 {
+        return Err(corrupt(format!(
+            "metadata item {id:?} has reserved bits set"
+        )));
+    }
     let item = Item {
         id,
         offset: offset.into(),
         length,
         flags,
     };
+    if !has_possible_flags(&item) {
+        return Err(corrupt(format!(
+            "metadata item {id:?} has impossible flags {flags:#x}"
+        )));
+    }
     if flags & METADATA_IS_REQUIRED != 0 && !is_known(&item) {
         return Err(Error::new(
             ErrorKind::UnsupportedVersion,
@@ -142,6 +155,23 @@ fn check_entry(entry: &MetadataTableEntry, region: &Region) -> Result<Item> {
         ));
     }
     Ok(item)
+}
+
+/// No unknown ones; users cannot require anything; and of the items that every file has, only the file parameters are
+/// the file's own instead of the disk's.
+fn has_possible_flags(item: &Item) -> bool {
+    let known = METADATA_IS_USER | METADATA_IS_VIRTUAL_DISK | METADATA_IS_REQUIRED;
+    let of_disk = item.flags & METADATA_IS_VIRTUAL_DISK != 0;
+    item.flags & !known == 0
+        && match item.id {
+            _ if item.is_user() => item.flags & METADATA_IS_REQUIRED == 0,
+            ITEM_FILE_PARAMETERS => !of_disk,
+            ITEM_VIRTUAL_DISK_SIZE
+            | ITEM_VIRTUAL_DISK_ID
+            | ITEM_LOGICAL_SECTOR_SIZE
+            | ITEM_PHYSICAL_SECTOR_SIZE => of_disk,
+            _ => true,
+        }
 }
 
 /// The bytes of a table with these items.
