@@ -73,7 +73,7 @@ step() {
 
 # The peers that our files are read back with, and the tools of the end-to-end tests.
 QEMU_PACKAGES=(qemu-utils qemu-system-common qemu-system-x86)
-PACKAGES=(7zip libvhdi-utils python3-libvhdi fio strace xfsprogs btrfs-progs zstd tmux gdisk fdisk gcc g++ valgrind
+PACKAGES=(7zip libvhdi-utils python3-libvhdi fio strace e2fsprogs xfsprogs btrfs-progs zstd tmux gdisk fdisk gcc g++ valgrind
   mono-mcs mono-runtime python3
   libnbd-bin python3-libnbd nbdkit nbd-client gnutls-bin fuse3 busybox-static cpio kmod xz-utils)
 

@@ -2,6 +2,7 @@
 //!
 //! What is here is what was typed. Each command turns it into a typed request of the library before anything is done.
 
+mod attach;
 mod operations;
 mod serve;
 
@@ -16,6 +17,7 @@ use vhdkit::verbs::profile::Profile;
 
 use crate::failure::Failure;
 use crate::size;
+pub(crate) use attach::{AttachArgs, DetachArgs, ListArgs, MountArgs, UnmountArgs};
 pub(crate) use operations::{
     CompactArgs, ExpandArgs, MergeArgs, MetadataAction, MetadataArgs, MirrorArgs, Mode, ResizeArgs,
     SetArgs, SetParentArgs,
@@ -71,6 +73,11 @@ pub(crate) enum Command {
     Read(ReadArgs),
     Write(WriteArgs),
     Serve(ServeArgs),
+    Attach(AttachArgs),
+    Detach(DetachArgs),
+    List(ListArgs),
+    Mount(MountArgs),
+    Unmount(UnmountArgs),
     Progress(PendingArgs),
     Cancel(CancelArgs),
     Completions(CompletionsArgs),
@@ -100,6 +107,11 @@ impl Command {
             Command::Read(a) => a.output.json,
             Command::Write(a) => a.output.json,
             Command::Serve(a) => a.output.json,
+            Command::Attach(a) => a.output.json,
+            Command::Detach(a) => a.output.json,
+            Command::List(a) => a.output.json,
+            Command::Mount(a) => a.output.json,
+            Command::Unmount(a) => a.output.json,
             Command::Progress(a) => a.output.json,
             Command::Cancel(a) => a.output.json,
             Command::Completions(_) | Command::Man(_) => false,

@@ -20,6 +20,10 @@ use output::Output;
 use signals::Interrupt;
 
 fn main() -> ExitCode {
+    // Attached disks are served by processes of this program.
+    if let Some(code) = vhdkit_attach::serve_if_asked() {
+        return code;
+    }
     let command = Cli::parse().command;
     let json = command.json();
     // `compare` says 1 for "they differ", so its failures are 2.

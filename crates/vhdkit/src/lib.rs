@@ -12,6 +12,7 @@ mod native_path;
 mod num;
 pub mod operation;
 pub mod raw;
+pub mod runtime;
 pub mod scsi;
 pub mod storage;
 pub mod verbs;

@@ -1,6 +1,7 @@
 //! One module per command: what was typed becomes a typed request, the library does it, the result becomes words or
 //! JSON.
 
+mod attach;
 mod cancel;
 mod check;
 mod compact;
@@ -52,6 +53,11 @@ pub(crate) fn run(command: Command, session: &mut Session) -> Result<u8, Failure
         Command::Read(args) => read::run(&args, session),
         Command::Write(args) => write::run(&args, session),
         Command::Serve(args) => serve::run(&args, session),
+        Command::Attach(args) => attach::run(&args, session),
+        Command::Detach(args) => attach::detach(&args, session),
+        Command::List(args) => attach::list(&args, session),
+        Command::Mount(args) => attach::mount(&args, session),
+        Command::Unmount(args) => attach::unmount(&args, session),
         Command::Progress(args) => progress::run(&args, session),
         Command::Cancel(args) => cancel::run(&args, session),
         Command::Completions(args) => generate::completions(&args, session),

@@ -7,6 +7,7 @@ use serde::Serialize;
 use vhdkit::VirtualDisk;
 use vhdkit::operation::{Subject, Unit};
 use vhdkit::verbs::resize::{NewSize, ResizeOptions, ResizeReport, resize};
+use vhdkit_attach::Attachment;
 
 use super::{Session, text};
 use crate::args::{ExpandArgs, ProgressChoice, ResizeArgs};
@@ -27,10 +28,17 @@ struct Done {
 }
 
 pub(crate) fn expand(args: &ExpandArgs, session: &mut Session) -> Result<u8, Failure> {
+    if !args.dry_run
+        && !args.fix_gpt
+        && let Ok(attachment) = vhdkit_attach::find(&args.path)
+        && attachment.is_alive()
+    {
+        return expand_attached(args, &attachment, session);
+    }
     let open = args.parents.open_options()?.writable(!args.dry_run);
     let disk = open.open(&args.path)?;
     let options = ResizeOptions {
-        size: NewSize::Bytes(wanted(args.size, &disk)?),
+        size: NewSize::Bytes(wanted(args.size, disk.virtual_size())?),
         allow_unsafe: false,
         fix_gpt: args.fix_gpt,
         expand_only: true,
@@ -46,12 +54,38 @@ pub(crate) fn expand(args: &ExpandArgs, session: &mut Session) -> Result<u8, Fai
     )
 }
 
+/// The disk is in use by its own server, which makes it larger, and the device with it.
+fn expand_attached(
+    args: &ExpandArgs,
+    attachment: &Attachment,
+    session: &mut Session,
+) -> Result<u8, Failure> {
+    let size_before = attachment.virtual_size;
+    let size = wanted(args.size, size_before)?;
+    attachment.expand(size)?;
+    let done = Done {
+        path: text(&args.path),
+        dry_run: false,
+        size_before,
+        size_after: size,
+        smallest_safe_size: None,
+        file_size: std::fs::metadata(&args.path).map_or(0, |metadata| metadata.len()),
+        gpt_moved: false,
+    };
+    if args.output.json {
+        session.out.json(&done)?;
+    } else {
+        session.out.line(done.sentence())?;
+    }
+    Ok(DONE)
+}
+
 pub(crate) fn run(args: &ResizeArgs, session: &mut Session) -> Result<u8, Failure> {
     let open = args.parents.open_options()?.writable(!args.dry_run);
     let disk = open.open(&args.path)?;
     let options = ResizeOptions {
         size: match args.size {
-            Some(change) => NewSize::Bytes(wanted(change, &disk)?),
+            Some(change) => NewSize::Bytes(wanted(change, disk.virtual_size())?),
             None => NewSize::Smallest,
         },
         allow_unsafe: args.allow_unsafe,
@@ -69,11 +103,10 @@ pub(crate) fn run(args: &ResizeArgs, session: &mut Session) -> Result<u8, Failur
     )
 }
 
-fn wanted(change: Change, disk: &VirtualDisk) -> Result<u64, Failure> {
+fn wanted(change: Change, size: u64) -> Result<u64, Failure> {
     match change {
         Change::To(size) => Ok(size),
-        Change::By(more) => disk
-            .virtual_size()
+        Change::By(more) => size
             .checked_add(more)
             .ok_or_else(|| Failure::usage("the size is too large")),
     }

@@ -7,6 +7,7 @@
 )]
 
 mod arguments;
+mod attach;
 mod chain;
 mod compact;
 mod convert;

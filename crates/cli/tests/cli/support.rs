@@ -1,7 +1,7 @@
 //! A folder to work in, and ways to run the command there.
 
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 
 use serde_json::Value;
 use vhdkit_testkit::hash::sha256;
@@ -73,6 +73,20 @@ impl Folder {
     /// Runs a shell script in this folder; `$V` is the command.
     pub(crate) fn shell(&self, script: &str) -> Ran {
         Ran::of(&self.bash(&["bash"], script))
+    }
+
+    /// As [`Folder::shell`], but it is not waited for; what it writes can be read.
+    pub(crate) fn shell_child(&self, script: &str) -> Child {
+        Command::new("bash")
+            .arg("-c")
+            .arg(script)
+            .current_dir(self.0.path())
+            .env("V", env!("CARGO_BIN_EXE_vhdkit"))
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap()
     }
 
     /// As [`Folder::shell`], where the script may mount file systems that only it sees. `None` if the system does not

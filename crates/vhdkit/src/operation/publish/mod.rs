@@ -1,7 +1,7 @@
 //! Progress that any process of the same user may ask for, and requests to stop from there.
 //!
 //! A published operation has a file of its own, its entry, in the user's runtime folder (`$XDG_RUNTIME_DIR/vhdkit`; see
-//! `folder.rs`). The work itself never touches it: a thread looks at the operation now and then and writes what changed.
+//! `runtime.rs`). The work itself never touches it: a thread looks at the operation now and then and writes what changed.
 //!
 //! 1. The owner holds an exclusive lock on the entry from before its first byte until after its last. A lock that is free
 //!    means that the owner is gone, however it ended; whoever notices takes the entry away: whoever lists operations, and
@@ -14,7 +14,6 @@
 //!
 //! A crashed machine leaves nothing that matters: the folder is on memory, or its entries are found dead.
 
-mod folder;
 mod record;
 
 use std::fs::{File, TryLockError};
@@ -24,11 +23,15 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread::{Builder, JoinHandle};
 use std::time::{Duration, SystemTime};
 
+use uuid::Uuid;
+
 use super::{Observer, Progress, Status};
 use crate::error::{Context, Error, ErrorKind, Result};
-use folder::Folder;
+use crate::runtime::RuntimeFolder;
 use record::{ENTRY_LENGTH, Origin, REQUEST_OFFSET};
 
+/// What the names of entries end with.
+const EXTENSION: &str = ".operation";
 /// Time between two looks at a published operation: how old a state can be, and how long a request to stop can take to
 /// be noticed.
 const INTERVAL: Duration = Duration::from_millis(50);
@@ -131,12 +134,12 @@ impl Observer {
     /// [`ErrorKind::AccessDenied`] if the runtime folder cannot be believed (another user's, open to others, a link);
     /// [`ErrorKind::NotSupported`] if a path is too long; else what making the folder or the file failed with.
     pub fn publish(&self, subject: &Subject) -> Result<Published> {
-        Folder::make()
+        RuntimeFolder::make()
             .and_then(|folder| self.publish_in(&folder, subject))
             .while_doing("cannot publish the operation")
     }
 
-    fn publish_in(&self, folder: &Folder, subject: &Subject) -> Result<Published> {
+    fn publish_in(&self, folder: &RuntimeFolder, subject: &Subject) -> Result<Published> {
         let origin = Origin {
             verb: self.name().to_owned(),
             subject: subject.canonical(),
@@ -169,7 +172,7 @@ impl Drop for Published {
 
 /// The owner's side of an entry. The lock is the file's, and goes with it.
 struct Entry {
-    folder: Folder,
+    folder: RuntimeFolder,
     name: String,
     file: File,
     sequence: u64,
@@ -177,11 +180,12 @@ struct Entry {
 }
 
 impl Entry {
-    fn make(folder: &Folder, origin: &Origin, progress: Progress) -> Result<Self> {
+    fn make(folder: &RuntimeFolder, origin: &Origin, progress: Progress) -> Result<Self> {
         let bytes = record::encode(origin, progress)?;
         let own_folder = folder.duplicate()?;
         for _ in 0..ATTEMPTS {
-            let (name, file) = folder.create_entry()?;
+            let name = format!("{}{EXTENSION}", Uuid::new_v4().simple());
+            let file = folder.create_entry(&name)?;
             match fill(&file, &bytes) {
                 Ok(true) => {
                     return Ok(Self {
@@ -294,7 +298,7 @@ pub enum Standing {
 /// # Errors
 /// [`ErrorKind::AccessDenied`] if the runtime folder cannot be believed; else what reading it failed with.
 pub fn pending() -> Result<Vec<PublishedOperation>> {
-    match Folder::existing().while_doing("cannot list operations")? {
+    match RuntimeFolder::existing().while_doing("cannot list operations")? {
         Some(folder) => pending_in(&folder),
         None => Ok(Vec::new()),
     }
@@ -342,7 +346,7 @@ fn only_on(mut all: Vec<PublishedOperation>, path: &Path) -> Vec<PublishedOperat
     all
 }
 
-fn pending_in(folder: &Folder) -> Result<Vec<PublishedOperation>> {
+fn pending_in(folder: &RuntimeFolder) -> Result<Vec<PublishedOperation>> {
     let mut found = Vec::new();
     for (name, file) in living(folder)? {
         // What is locked and not an entry is one that is just being written, or another version's.
@@ -367,9 +371,9 @@ fn pending_in(folder: &Folder) -> Result<Vec<PublishedOperation>> {
 }
 
 /// All entries that have an owner; the others are taken away.
-fn living(folder: &Folder) -> Result<Vec<(String, File)>> {
+fn living(folder: &RuntimeFolder) -> Result<Vec<(String, File)>> {
     let mut living = Vec::new();
-    for name in folder.entries()? {
+    for name in folder.entries(EXTENSION)? {
         match folder.open_entry(&name) {
             Some(file) if is_dead(&file) => folder.remove_entry(&name),
             Some(file) => living.push((name, file)),

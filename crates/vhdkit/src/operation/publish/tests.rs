@@ -14,7 +14,7 @@ use std::time::Instant;
 
 struct Place {
     _base: tempfile::TempDir,
-    folder: Folder,
+    folder: RuntimeFolder,
     path: PathBuf,
 }
 
@@ -23,7 +23,7 @@ impl Place {
         let base = tempfile::tempdir().unwrap();
         let path = base.path().join("vhdkit");
         Self {
-            folder: Folder::make_at(&path).unwrap(),
+            folder: RuntimeFolder::make_at(&path).unwrap(),
             _base: base,
             path,
         }
@@ -205,9 +205,9 @@ fn what_a_dead_owner_left_is_taken_away() {
 #[test]
 fn what_is_held_but_no_entry_is_left_alone() {
     let place = Place::new();
-    let (_, empty) = place.folder.create_entry().unwrap();
+    let empty = place.folder.create_entry("empty.operation").unwrap();
     empty.try_lock().unwrap();
-    let (_, garbage) = place.folder.create_entry().unwrap();
+    let garbage = place.folder.create_entry("garbage.operation").unwrap();
     garbage.try_lock().unwrap();
     garbage.write_all_at(&[0xAA; ENTRY_LENGTH], 0).unwrap();
     assert!(place.pending().is_empty());

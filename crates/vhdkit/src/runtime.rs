@@ -1,6 +1,8 @@
-//! The folder in which a user's operations are listed: found, made, and believed only if nobody else can write there.
+//! The folder in which a user's running operations and attached disks are listed: found, made, and believed only if
+//! nobody else can write there.
 //!
-//! Everything inside is reached through the folder's own descriptor, so what was verified is what is used.
+//! Everything inside is reached through the folder's own descriptor, so what was verified is what is used. An entry is a
+//! file; what its name ends with says what it is about.
 
 use std::ffi::OsStr;
 use std::fs::File;
@@ -11,30 +13,38 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags};
 use rustix::io::Errno;
-use uuid::Uuid;
 
 use crate::error::{Error, ErrorKind, Result};
 
-const EXTENSION: &str = ".operation";
-
 /// See the module.
-pub(super) struct Folder {
+#[derive(Debug)]
+pub struct RuntimeFolder {
     handle: OwnedFd,
     path: PathBuf,
 }
 
-impl Folder {
-    /// The user's folder, made if it is not there.
-    pub(super) fn make() -> Result<Self> {
+impl RuntimeFolder {
+    /// The user's folder, made if it is not there: `$XDG_RUNTIME_DIR/vhdkit`, or another where that is not usable.
+    ///
+    /// # Errors
+    /// [`ErrorKind::AccessDenied`] if it cannot be believed: it is another user's, open to others, or a link.
+    pub fn make() -> Result<Self> {
         Self::make_at(&standard_path())
     }
 
-    /// The user's folder; `None` if nothing was ever published.
-    pub(super) fn existing() -> Result<Option<Self>> {
+    /// The user's folder; `None` if it was never made.
+    ///
+    /// # Errors
+    /// As [`RuntimeFolder::make`].
+    pub fn existing() -> Result<Option<Self>> {
         Self::existing_at(&standard_path())
     }
 
-    pub(super) fn make_at(path: &Path) -> Result<Self> {
+    /// A folder of this name, made if it is not there.
+    ///
+    /// # Errors
+    /// As [`RuntimeFolder::make`].
+    pub fn make_at(path: &Path) -> Result<Self> {
         match rustix::fs::mkdir(path, Mode::RWXU) {
             Ok(()) | Err(Errno::EXIST) => {}
             Err(e) => return Err(Error::io("making the folder", e.into()).with_path(path)),
@@ -42,7 +52,11 @@ impl Folder {
         Self::open(path).map_err(|e| Error::io("open", e.into()).with_path(path))?
     }
 
-    pub(super) fn existing_at(path: &Path) -> Result<Option<Self>> {
+    /// A folder of this name; `None` if there is none.
+    ///
+    /// # Errors
+    /// As [`RuntimeFolder::make`].
+    pub fn existing_at(path: &Path) -> Result<Option<Self>> {
         match Self::open(path) {
             Ok(folder) => folder.map(Some),
             Err(Errno::NOENT) => Ok(None),
@@ -73,8 +87,16 @@ impl Folder {
         }))
     }
 
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// A second way in, for another thread.
-    pub(super) fn duplicate(&self) -> Result<Self> {
+    ///
+    /// # Errors
+    /// What the operating system says.
+    pub fn duplicate(&self) -> Result<Self> {
         let handle = self.handle.try_clone();
         Ok(Self {
             handle: handle.map_err(|e| Error::io("open", e).with_path(&self.path))?,
@@ -82,23 +104,28 @@ impl Folder {
         })
     }
 
-    /// A new empty file under a name that never was and never will be used again.
-    pub(super) fn create_entry(&self) -> Result<(String, File)> {
-        let name = format!("{}{EXTENSION}", Uuid::new_v4().simple());
+    /// A new empty file that only this user can open.
+    ///
+    /// # Errors
+    /// What the operating system says, also if there is one of that name.
+    pub fn create_entry(&self, name: &str) -> Result<File> {
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
-        rustix::fs::openat(&self.handle, &name, flags, Mode::RUSR | Mode::WUSR)
-            .map(|handle| (name, File::from(handle)))
+        rustix::fs::openat(&self.handle, name, flags, Mode::RUSR | Mode::WUSR)
+            .map(File::from)
             .map_err(|e| Error::io("write", e.into()).with_path(&self.path))
     }
 
-    /// The names of all entries, dead or alive.
-    pub(super) fn entries(&self) -> Result<Vec<String>> {
+    /// The names of all entries that end with `extension`, dead or alive.
+    ///
+    /// # Errors
+    /// What the operating system says.
+    pub fn entries(&self, extension: &str) -> Result<Vec<String>> {
         let failed = |e: Errno| Error::io("read", e.into()).with_path(&self.path);
         let mut names = Vec::new();
         for entry in Dir::read_from(&self.handle).map_err(failed)? {
             let entry = entry.map_err(failed)?;
             let name = OsStr::from_bytes(entry.file_name().to_bytes()).to_str();
-            if let Some(name) = name.filter(|name| name.ends_with(EXTENSION)) {
+            if let Some(name) = name.filter(|name| name.ends_with(extension)) {
                 names.push(name.to_owned());
             }
         }
@@ -106,7 +133,7 @@ impl Folder {
     }
 
     /// Opens an entry; `None` if it is gone by now, or is no ordinary file.
-    pub(super) fn open_entry(&self, name: &str) -> Option<File> {
+    pub fn open_entry(&self, name: &str) -> Option<File> {
         let flags = OFlags::RDWR | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
         let handle = rustix::fs::openat(&self.handle, name, flags, Mode::empty()).ok()?;
         let stat = rustix::fs::fstat(&handle).ok()?;
@@ -114,7 +141,7 @@ impl Folder {
     }
 
     /// Takes an entry away; one that is gone already is no matter.
-    pub(super) fn remove_entry(&self, name: &str) {
+    pub fn remove_entry(&self, name: &str) {
         let _ = rustix::fs::unlinkat(&self.handle, name, AtFlags::empty());
     }
 }
@@ -143,7 +170,7 @@ fn refused(path: &Path, reason: &str) -> Error {
     Error::new(ErrorKind::AccessDenied, reason)
         .with_path(path)
         .while_doing("cannot use")
-        .with_hint("it is where running operations are listed and must be a folder of yours with mode 700: remove what is there, or name another place with XDG_RUNTIME_DIR")
+        .with_hint("it is where running operations and attached disks are listed and must be a folder of yours with mode 700: remove what is there, or name another place with XDG_RUNTIME_DIR")
 }
 
 #[cfg(test)]
@@ -152,9 +179,9 @@ mod tests {
     use std::os::unix::fs::{PermissionsExt, chown, symlink};
 
     fn refused_at(path: &Path) -> Error {
-        let error = Folder::make_at(path).err().unwrap();
+        let error = RuntimeFolder::make_at(path).err().unwrap();
         assert_eq!(error.kind(), ErrorKind::AccessDenied, "{error}");
-        let error = Folder::existing_at(path).err().unwrap();
+        let error = RuntimeFolder::existing_at(path).err().unwrap();
         assert!(error.hint().is_some(), "{error}");
         error
     }
@@ -163,21 +190,23 @@ mod tests {
     fn only_the_owner_has_access() {
         let base = tempfile::tempdir().unwrap();
         let path = base.path().join("vhdkit");
-        assert!(Folder::existing_at(&path).unwrap().is_none());
-        let folder = Folder::make_at(&path).unwrap();
+        assert!(RuntimeFolder::existing_at(&path).unwrap().is_none());
+        let folder = RuntimeFolder::make_at(&path).unwrap();
         let mode = |path: &Path| path.metadata().unwrap().permissions().mode() & 0o7777;
         assert_eq!(mode(&path), 0o700);
-        let (name, _file) = folder.create_entry().unwrap();
-        assert_eq!(mode(&path.join(&name)), 0o600);
-        assert_eq!(folder.entries().unwrap(), [name]);
-        assert!(Folder::existing_at(&path).unwrap().is_some());
+        let name = "0.operation";
+        let _file = folder.create_entry(name).unwrap();
+        assert!(folder.create_entry(name).is_err());
+        assert_eq!(mode(&path.join(name)), 0o600);
+        assert_eq!(folder.entries(".operation").unwrap(), [name]);
+        assert!(RuntimeFolder::existing_at(&path).unwrap().is_some());
     }
 
     #[test]
     fn a_folder_that_others_could_have_prepared_is_refused() {
         let base = tempfile::tempdir().unwrap();
         let real = base.path().join("real");
-        Folder::make_at(&real).unwrap();
+        RuntimeFolder::make_at(&real).unwrap();
         let link = base.path().join("link");
         symlink(&real, &link).unwrap();
         assert!(refused_at(&link).reason().contains("link"));
@@ -205,9 +234,9 @@ mod tests {
     fn what_is_no_entry_is_left_alone() {
         let base = tempfile::tempdir().unwrap();
         let path = base.path().join("vhdkit");
-        let folder = Folder::make_at(&path).unwrap();
+        let folder = RuntimeFolder::make_at(&path).unwrap();
         std::fs::write(path.join("notes"), "mine").unwrap();
-        assert!(folder.entries().unwrap().is_empty());
+        assert!(folder.entries(".operation").unwrap().is_empty());
         let link = "0.operation";
         symlink(path.join("notes"), path.join(link)).unwrap();
         assert!(folder.open_entry(link).is_none());

@@ -1,0 +1,192 @@
+//! How a disk becomes visible: the one place that knows which ways there are, and which one is taken.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::thread;
+
+use rustix::io::Errno;
+use rustix::mount::UnmountFlags;
+use serde::{Deserialize, Serialize};
+use vhdkit::{Error, ErrorKind, Result, VirtualDisk};
+
+use crate::fuse::{self, Watcher};
+use crate::holder::Holder;
+
+/// Name of the file that `attach --file` shows.
+pub(crate) const FILE_NAME: &str = "disk.img";
+
+/// A way to make a disk visible.
+#[derive(Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Debug)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum BackendKind {
+    /// A loop device over a file of our own file system (FUSE).
+    Loop,
+    /// A file in a folder (FUSE), without a device.
+    File,
+}
+
+impl BackendKind {
+    /// Its name in words for programs: `loop`, `file`.
+    pub fn name(self) -> &'static str {
+        match self {
+            BackendKind::Loop => "loop",
+            BackendKind::File => "file",
+        }
+    }
+}
+
+/// What is to be shown.
+pub(crate) struct Plan<'a> {
+    pub(crate) disk: &'a Arc<VirtualDisk>,
+    /// Absolute; for people.
+    pub(crate) path: &'a Path,
+    pub(crate) id: &'a str,
+    /// Show a file in this folder instead of a device.
+    pub(crate) folder: Option<&'a Path>,
+    /// Hears of everything that fails.
+    pub(crate) watcher: Watcher,
+}
+
+/// A disk that can be seen.
+pub(crate) enum Backend {
+    Loop(Holder),
+    File(PathBuf),
+}
+
+impl Backend {
+    /// Makes the disk visible. `gone` is called, on another thread, when it no longer is.
+    pub(crate) fn start(plan: Plan<'_>, gone: impl FnOnce() + Send + 'static) -> Result<Self> {
+        let (backend, serving) = if let Some(folder) = plan.folder {
+            let disk = plan.disk.clone();
+            let serving = fuse::serve_in(disk, FILE_NAME, folder, plan.watcher)?;
+            (Backend::File(folder.to_owned()), serving)
+        } else {
+            let sector_size = plan.disk.info().logical_sector_size;
+            let read_only = !plan.disk.is_writable();
+            let name = file_name(plan.id, plan.path);
+            let (serving, file) = fuse::serve_detached(plan.disk.clone(), &name, plan.watcher)?;
+            let holder = Holder::start(file, plan.path, sector_size, read_only)?;
+            (Backend::Loop(holder), serving)
+        };
+        thread::Builder::new()
+            .name("end".into())
+            .spawn(move || {
+                // However it ended, nobody can see the disk any more.
+                let _ = serving.wait();
+                gone();
+            })
+            .map_err(|e| Error::io("start a thread", e))?;
+        Ok(backend)
+    }
+
+    pub(crate) fn kind(&self) -> BackendKind {
+        match self {
+            Backend::Loop(_) => BackendKind::Loop,
+            Backend::File(_) => BackendKind::File,
+        }
+    }
+
+    /// The device, or the file.
+    pub(crate) fn device(&self) -> PathBuf {
+        match self {
+            Backend::Loop(holder) => holder.device().to_owned(),
+            Backend::File(folder) => folder.join(FILE_NAME),
+        }
+    }
+
+    /// The table may have changed: the kernel learns of its partitions.
+    pub(crate) fn refresh_partitions(&mut self) {
+        match self {
+            Backend::Loop(holder) => holder.refresh_partitions(),
+            Backend::File(_) => {}
+        }
+    }
+
+    /// Takes the disk out of sight: a device at once or, if it is in use, with its last user. A folder that is in use
+    /// only if `lazy`; its users then go on.
+    pub(crate) fn release(&mut self, lazy: bool) -> Result<()> {
+        match self {
+            Backend::Loop(holder) => {
+                holder.release();
+                Ok(())
+            }
+            Backend::File(folder) => unmount(folder, lazy),
+        }
+    }
+}
+
+/// What the file under a loop device is called: by it the device is known again.
+fn file_name(id: &str, path: &Path) -> String {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let plain = |letter: char| {
+        if letter.is_control() || letter == '/' {
+            '_'
+        } else {
+            letter
+        }
+    };
+    let name: String = name.chars().map(plain).take(60).collect();
+    format!("{}{name}", prefix(id))
+}
+
+/// What that name starts with.
+pub(crate) fn prefix(id: &str) -> String {
+    format!("vhdkit-{id}-")
+}
+
+/// The identifier in such a name.
+pub(crate) fn id_in(name: &str) -> Option<&str> {
+    let (id, _) = name.strip_prefix("vhdkit-")?.split_once('-')?;
+    Some(id)
+}
+
+/// Unmounts a folder; `fusermount3` does it for those who are not root.
+pub(crate) fn unmount(folder: &Path, lazy: bool) -> Result<()> {
+    let flags = if lazy {
+        UnmountFlags::DETACH
+    } else {
+        UnmountFlags::empty()
+    };
+    let busy = || {
+        Error::new(ErrorKind::Busy, "it is in use")
+            .with_path(folder)
+            .while_doing("cannot unmount")
+    };
+    match rustix::mount::unmount(folder, flags) {
+        // EINVAL: it is not mounted.
+        Ok(()) | Err(Errno::INVAL | Errno::NOENT) => Ok(()),
+        Err(Errno::BUSY) => Err(busy()),
+        Err(Errno::PERM) => {
+            let mut command = std::process::Command::new("fusermount3");
+            command.arg("-u").args(lazy.then_some("-z"));
+            let output = command.arg("--").arg(folder).output();
+            match output {
+                Ok(output) if output.status.success() => Ok(()),
+                Ok(output) => {
+                    let words = String::from_utf8_lossy(&output.stderr);
+                    if words.contains("busy") {
+                        return Err(busy());
+                    }
+                    Err(Error::new(ErrorKind::Io, words.trim_end()).with_path(folder))
+                }
+                Err(e) => Err(Error::io("start fusermount3", e).with_path(folder)),
+            }
+        }
+        Err(e) => Err(Error::io("unmount", e.into()).with_path(folder)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_file_under_a_device_names_the_attachment_and_the_disk() {
+        let name = file_name("1a2b3c4d", Path::new("/disks/my\n disk-1.vhdx"));
+        assert_eq!(name, "vhdkit-1a2b3c4d-my_ disk-1.vhdx");
+        assert_eq!(id_in(&name), Some("1a2b3c4d"));
+        assert!(name.starts_with(&prefix("1a2b3c4d")));
+        assert_eq!(id_in("disk.img"), None);
+    }
+}

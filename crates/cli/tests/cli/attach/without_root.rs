@@ -1,0 +1,93 @@
+//! The disk as a file, and what is said to those who may do less.
+
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
+
+use super::{Attached, can_attach, eventually, has, sh};
+use crate::support::{Folder, Ran};
+
+#[test]
+fn a_disk_can_be_shown_as_a_file() {
+    if !can_attach() || !has(&["mkfs.ext4", "e2fsck", "fusermount3"]) {
+        return;
+    }
+    let folder = Folder::new();
+    folder.ok("create disk.vhdx 64M");
+    std::fs::create_dir(folder.path("d")).unwrap();
+    let attached = Attached::new(&folder, "disk.vhdx --file d");
+    let file = folder.path("d").join("disk.img");
+    assert_eq!(attached.device(), file.to_str().unwrap());
+    assert_eq!(attached.row["backend"], "file");
+    sh(
+        &folder,
+        "d/disk.img",
+        "test $(stat -c %s $D) = 67108864; mkfs.ext4 -q $D; e2fsck -fn $D; ls d | cmp - <(echo disk.img)",
+    );
+    // In use it stays.
+    let mut reader = folder.shell_child("exec sleep 60 < d/disk.img");
+    eventually("the reader", || {
+        let ran = folder.run("detach d");
+        ran.code == Some(1)
+            && ran
+                .err
+                .contains(&format!("process {} (sleep)", reader.id()))
+    });
+    reader.kill().unwrap();
+    reader.wait().unwrap();
+    folder.ok("detach d");
+    attached.gone();
+    assert_eq!(std::fs::read_dir(folder.path("d")).unwrap().count(), 0);
+    // What a dead server leaves is cleared up.
+    let attached = Attached::new(&folder, "disk.vhdx --file d");
+    sh(&folder, "", &format!("kill -9 {}; ! ls d", attached.pid()));
+    assert_eq!(attached.now().unwrap()["state"], "dead");
+    attached.gone();
+    assert_eq!(std::fs::read_dir(folder.path("d")).unwrap().count(), 0);
+    // And an ordinary umount ends it.
+    let attached = Attached::new(&folder, "disk.vhdx --file d");
+    sh(
+        &folder,
+        "d/disk.img",
+        "head -c 1M /dev/urandom | dd of=$D conv=notrunc,fsync status=none; umount d",
+    );
+    attached.gone();
+    folder.sound("disk.vhdx");
+}
+
+#[test]
+fn those_who_are_not_root_are_told_what_they_can_do() {
+    if !can_attach() {
+        return;
+    }
+    // In a folder that everybody may enter.
+    let place = tempfile::tempdir().unwrap();
+    std::fs::set_permissions(place.path(), PermissionsExt::from_mode(0o777)).unwrap();
+    let program = place.path().join("vhdkit");
+    std::fs::copy(env!("CARGO_BIN_EXE_vhdkit"), &program).unwrap();
+    let run = |words: &str| {
+        let mut command = std::process::Command::new(&program);
+        command.args(words.split(' ')).current_dir(place.path());
+        command
+            .env("XDG_RUNTIME_DIR", place.path())
+            .uid(12345)
+            .gid(12345);
+        Ran::of(&command.output().unwrap())
+    };
+    assert_eq!(run("create disk.vhdx 64M").code, Some(0));
+    let ran = run("attach disk.vhdx");
+    ran.failed(1, "devices take root");
+    for cure in ["sudo", "--file", "vhdkit serve"] {
+        assert!(ran.err.contains(cure), "{ran:?}");
+    }
+    run("mount disk.vhdx /mnt").failed(1, "devices take root");
+    assert!(!run("list").out.contains(place.path().to_str().unwrap()));
+    std::fs::create_dir(place.path().join("d")).unwrap();
+    // /dev/fuse is not for everybody everywhere, and a user without a name cannot use fusermount3.
+    let ran = run("attach disk.vhdx --file d");
+    if ran.code == Some(0) {
+        assert_eq!(run("detach d").code, Some(0));
+    } else {
+        ran.failed(1, "mounting failed");
+        assert!(ran.err.contains("fusermount3"), "{ran:?}");
+    }
+}
