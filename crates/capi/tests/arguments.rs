@@ -458,7 +458,7 @@ fn functions_of_a_handle() {
         "only asks" => ERROR_ACCESS_DENIED: AttachVirtualDisk(asks, null_mut(), raw | 1, 0, null(), null_mut());
         "only reads" => ERROR_ACCESS_DENIED: AttachVirtualDisk(reads, null_mut(), raw, 0, null(), null_mut());
         "mask" => ERROR_ACCESS_DENIED: AttachVirtualDisk(v1, null_mut(), raw, 0, null(), null_mut());
-        "a device" => ERROR_NOT_SUPPORTED: AttachVirtualDisk(v2, null_mut(), 0, 0, null(), null_mut());
+        "a device in part" => ERROR_NOT_SUPPORTED: AttachVirtualDisk(v2, null_mut(), ATTACH_VIRTUAL_DISK_FLAG_SINGLE_PARTITION, 0, null(), null_mut());
         "one partition" => ERROR_NOT_SUPPORTED: AttachVirtualDisk(v2, null_mut(), raw | ATTACH_VIRTUAL_DISK_FLAG_SINGLE_PARTITION, 0, null(), null_mut());
         "flags" => ERROR_INVALID_PARAMETER: DetachVirtualDisk(v2, 1, 0);
         "provider's flags" => ERROR_INVALID_PARAMETER: DetachVirtualDisk(v2, 0, 1);

@@ -87,3 +87,17 @@ fn programs_link_statically_as_well() {
     let compiler = Compiler::new(Language::C).linked_statically();
     compiler.run(include_str!("c/information.c"), &[folder.path()]);
 }
+
+#[test]
+fn disks_become_devices() {
+    let Some(server) = common::server() else {
+        return;
+    };
+    for language in [Language::C, Language::Cpp] {
+        let folder = tempfile::tempdir().unwrap();
+        Compiler::new(language)
+            .options(&["-D_GNU_SOURCE"])
+            .variable("VHDKIT_SERVER", server.clone())
+            .run(include_str!("c/device.c"), &[folder.path()]);
+    }
+}

@@ -640,7 +640,8 @@ static void shared_ask(thread *t, HANDLE handle) {
         RACE(GetVirtualDiskPhysicalPath, ERROR_DEV_NOT_EXIST, ERROR_SUCCESS, handle, &size, u.path);
         break;
     case 3:
-        EXACT(ERROR_SUCCESS, GetAllAttachedVirtualDiskPhysicalPaths, &size, u.path);
+        /* Those of all processes. */
+        RACE(GetAllAttachedVirtualDiskPhysicalPaths, ERROR_INSUFFICIENT_BUFFER, ERROR_SUCCESS, &size, u.path);
         break;
     default: {
         DWORD code = CALL(GetVirtualDiskOperationProgress, handle, &never, &p);

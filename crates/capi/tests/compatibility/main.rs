@@ -16,6 +16,8 @@
     reason = "the functions of the interface are called as C does; some are safe"
 )]
 
+#[path = "../common/mod.rs"]
+mod common;
 mod lab;
 mod table;
 
@@ -70,6 +72,20 @@ fn code_text(code: u32) -> String {
     } else {
         code.to_string()
     }
+}
+
+/// True if disks can become devices here, served by the command that was built with this test.
+fn has_devices() -> bool {
+    use std::sync::OnceLock;
+    static THERE: OnceLock<bool> = OnceLock::new();
+    *THERE.get_or_init(|| {
+        let Some(server) = common::server() else {
+            return false;
+        };
+        // SAFETY: no other thread of this process is at its environment.
+        unsafe { std::env::set_var("VHDKIT_SERVER", server) };
+        true
+    })
 }
 
 #[test]

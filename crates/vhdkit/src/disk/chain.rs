@@ -40,6 +40,7 @@ pub struct OpenOptions {
     cached_parents: bool,
     absolute_only: bool,
     native_paths: bool,
+    unlocked: bool,
 }
 
 impl OpenOptions {
@@ -81,6 +82,14 @@ impl OpenOptions {
     #[must_use]
     pub fn ignore_relative_paths(mut self, ignore: bool) -> Self {
         self.absolute_only = ignore;
+        self
+    }
+
+    /// Read-only and without a lock, for a look at a disk that somebody else has open for writing: what it says of itself is
+    /// as it was at that moment, at best; what is read of its content may be anything.
+    #[must_use]
+    pub fn unlocked(mut self, unlocked: bool) -> Self {
+        self.unlocked = unlocked;
         self
     }
 
@@ -144,7 +153,7 @@ impl OpenOptions {
         let mut layers = Vec::new();
         let mut seen: HashSet<(u64, u64)> = HashSet::new();
         let (mut layer, mut info) =
-            open_layer(path, self.format, self.write_depth > 0, self.direct)?;
+            self.open_layer(path, self.format, self.write_depth > 0, self.direct)?;
         seen.extend(file_id(path));
         loop {
             let depth = layers.len();
@@ -180,7 +189,8 @@ impl OpenOptions {
                     return Err(cycle(&child_path, parent));
                 }
                 let writable = self.write_depth > depth + 1;
-                let (next, next_info) = open_layer(parent, None, writable, self.direct_parents())
+                let (next, next_info) = self
+                    .open_layer(parent, None, writable, self.direct_parents())
                     .map_err(|e| in_parent(&e, &child_path, parent))?;
                 verify(&info, &child_path, &next_info, parent)?;
                 Ok((next, next_info, id))
@@ -195,7 +205,20 @@ impl OpenOptions {
             seen.extend(id);
             (layer, info) = (next, next_info);
         }
-        VirtualDisk::from_layers(layers, self.write_depth > 0)
+        VirtualDisk::from_layers(layers, self.write_depth > 0 && !self.unlocked)
+    }
+
+    fn open_layer(
+        &self,
+        path: &Path,
+        format: Option<Format>,
+        writable: bool,
+        direct: bool,
+    ) -> Result<(Layer, ImageInfo)> {
+        if self.unlocked {
+            return layer_of(FileStorage::look(path)?, path, format, false);
+        }
+        open_layer(path, format, writable, direct)
     }
 
     pub(super) fn direct_parents(&self) -> bool {
@@ -248,6 +271,15 @@ pub(super) fn open_layer(
         Access::ReadOnly
     };
     let file = FileStorage::open(path, access)?.with_direct_io(direct);
+    layer_of(file, path, format, writable)
+}
+
+fn layer_of(
+    file: FileStorage,
+    path: &Path,
+    format: Option<Format>,
+    writable: bool,
+) -> Result<(Layer, ImageInfo)> {
     let storage: Arc<dyn Storage> = Arc::new(file);
     let format = match format {
         Some(format) => format,

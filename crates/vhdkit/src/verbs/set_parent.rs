@@ -1,17 +1,13 @@
 //! What a differencing disk records of its parent: `set-parent`, and who the children of a disk are.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use uuid::Uuid;
 
 use super::information::{ParentLocation, parent_location};
-use crate::disk::{
-    MAX_DEPTH, OpenOptions, Parents, VirtualDisk, detect_format, open_image, relative_windows_path,
-};
+use crate::disk::{MAX_DEPTH, OpenOptions, Parents, VirtualDisk, relative_windows_path};
 use crate::error::{Context, Error, ErrorKind, Result};
 use crate::image::{DiskType, Format, ImageInfo, ParentLink};
-use crate::storage::{FileStorage, Storage};
 
 /// What to record.
 #[derive(Clone, Debug)]
@@ -280,9 +276,8 @@ pub(crate) struct Child {
 
 /// What a file says of itself, read without a lock: whoever wants to write to it must not fail for it.
 fn look(path: &Path) -> Result<ImageInfo> {
-    let storage: Arc<dyn Storage> = Arc::new(FileStorage::look(path)?);
-    let format = detect_format(&*storage)?;
-    Ok(open_image(storage, format, false)?.info())
+    let options = OpenOptions::new().parents(Parents::Ignored);
+    Ok(options.unlocked(true).open(path)?.info())
 }
 
 /// The differencing disks in the folders of `near`, these themselves left out, in use or not. Files that cannot be read

@@ -28,10 +28,24 @@ fn attaches(lab: &Lab, flags: u32) -> Code {
     code
 }
 
+/// Attaches as a device, looks, and detaches; nothing where there are no devices.
+fn on_device(lab: &Lab, flags: u32, look: impl FnOnce(HANDLE)) -> Code {
+    if !crate::has_devices() {
+        return 0;
+    }
+    let handle = lab.dynamic("device.vhdx");
+    let code = lab.attach(handle, flags);
+    if code == 0 {
+        look(handle);
+        assert_eq!(lab.detach(handle), 0);
+    }
+    code
+}
+
 fn attach() -> Group {
     Group {
         title: "AttachVirtualDisk",
-        about: "With NO_LOCAL_HOST: the handle is for ReadFile and WriteFile. Attached already: 32. `SecurityDescriptor` is not used.",
+        about: "As a device of the system, or with NO_LOCAL_HOST: the handle is for ReadFile and WriteFile. Attached already: 32. As long as there is a device, functions that change the disk, and raw SCSI, are 0xC03A001C, and questions are answered as of the moment when it was attached. `SecurityDescriptor` is not used.",
         rows: rows! {
             "AttachVirtualDisk": SAME, "with NO_LOCAL_HOST" => |lab| attaches(lab, RAW);
             "ATTACH_VIRTUAL_DISK_VERSION_UNSPECIFIED": INVALID, "" => |lab| { let h = lab.dynamic("a.vhdx"); lab.attach_with(h, RAW, &versioned!(ATTACH_VIRTUAL_DISK_PARAMETERS, 0)) };
@@ -45,15 +59,19 @@ fn attach() -> Group {
                 let h = lab.dynamic("a.vhdx");
                 lab.attach_with(h, RAW, &versioned!(ATTACH_VIRTUAL_DISK_PARAMETERS, ATTACH_VIRTUAL_DISK_VERSION_2))
             };
-            "ATTACH_VIRTUAL_DISK_FLAG_NONE": REFUSED, "as a device of the system" => |lab| attaches(lab, ATTACH_VIRTUAL_DISK_FLAG_NONE);
+            "ATTACH_VIRTUAL_DISK_FLAG_NONE": Here::Differs, "a block device (`/dev/loop0`) that is served by a process of the `vhdkit` command (`$VHDKIT_SERVER`, beside the program, or in `$PATH`; without it: 50); takes root (else 1314)" => |lab| on_device(lab, 0, |handle| {
+                assert_eq!(lab.compact(handle, 0), ERROR_VHD_INVALID_STATE);
+                assert_eq!(lab.get(handle, 0), Err(ERROR_NOT_READY));
+            });
             "ATTACH_VIRTUAL_DISK_FLAG_READ_ONLY": SAME, "writing: 19" => |lab| {
+                on_device(&Lab::new(), ATTACH_VIRTUAL_DISK_FLAG_READ_ONLY, |_| ());
                 let handle = lab.dynamic("a.vhdx");
                 let code = lab.attach(handle, RAW | ATTACH_VIRTUAL_DISK_FLAG_READ_ONLY);
                 assert_eq!(lab.put(handle, 0, 1), ERROR_WRITE_PROTECT);
                 code
             };
             "ATTACH_VIRTUAL_DISK_FLAG_NO_DRIVE_LETTER": SAME, "there are no drive letters" => |lab| attaches(lab, RAW | ATTACH_VIRTUAL_DISK_FLAG_NO_DRIVE_LETTER);
-            "ATTACH_VIRTUAL_DISK_FLAG_PERMANENT_LIFETIME": Here::Differs, "until DetachVirtualDisk, as there, but no longer than the process" => |lab| {
+            "ATTACH_VIRTUAL_DISK_FLAG_PERMANENT_LIFETIME": Here::Differs, "until DetachVirtualDisk, as there; with NO_LOCAL_HOST no longer than the process" => |lab| {
                 let handle = lab.dynamic("a.vhdx");
                 let code = lab.attach(handle, RAW | ATTACH_VIRTUAL_DISK_FLAG_PERMANENT_LIFETIME);
                 lab.close(handle);
@@ -74,7 +92,7 @@ fn attach() -> Group {
             "ATTACH_VIRTUAL_DISK_FLAG_NO_SECURITY_DESCRIPTOR": SAME, "descriptors are not used" => |lab| attaches(lab, RAW | ATTACH_VIRTUAL_DISK_FLAG_NO_SECURITY_DESCRIPTOR);
             "ATTACH_VIRTUAL_DISK_FLAG_BYPASS_DEFAULT_ENCRYPTION_POLICY": SAME, "there is no such policy" => |lab| attaches(lab, RAW | ATTACH_VIRTUAL_DISK_FLAG_BYPASS_DEFAULT_ENCRYPTION_POLICY);
             "ATTACH_VIRTUAL_DISK_FLAG_NON_PNP": REFUSED, "" => |lab| attaches(lab, RAW | ATTACH_VIRTUAL_DISK_FLAG_NON_PNP);
-            "ATTACH_VIRTUAL_DISK_FLAG_RESTRICTED_RANGE": SAME, "whole sectors inside the disk; nothing: 87" => |lab| {
+            "ATTACH_VIRTUAL_DISK_FLAG_RESTRICTED_RANGE": SAME, "with NO_LOCAL_HOST (else 50): whole sectors inside the disk; nothing: 87" => |lab| {
                 let handle = lab.attached("a.vhdx");
                 assert_eq!(lab.put(handle, 1 << 20, 9), 0);
                 assert_eq!(lab.detach(handle), 0);
@@ -99,7 +117,7 @@ fn detach() -> Group {
         title: "DetachVirtualDisk",
         about: "What was written is durable when it returns. Not attached: 0xC03A001C.",
         rows: rows! {
-            "DetachVirtualDisk": Here::Differs, "any handle with the right detaches; other handles may stay open" => |lab| {
+            "DetachVirtualDisk": Here::Differs, "any handle with the right detaches, also one that was opened for that, in whatever process the device was attached; other handles may stay open. A device in use: 170" => |lab| {
                 let handle = lab.attached("a.vhdx");
                 let (_, other) = lab.v1("a.vhdx", VIRTUAL_DISK_ACCESS_DETACH, 0);
                 let code = lab.detach(other);
@@ -115,21 +133,29 @@ fn detach() -> Group {
 fn paths() -> Group {
     Group {
         title: "Device paths",
-        about: "A disk attached without a local host has no device.",
+        about: "",
         rows: rows! {
-            "GetVirtualDiskPhysicalPath": Here::Same(ERROR_DEV_NOT_EXIST), "" => |lab| {
+            "GetVirtualDiskPhysicalPath": Here::Differs, "`/dev/loop0`; attached without a local host: 55; too small a buffer: 122 with the size needed" => |lab| {
+                on_device(&Lab::new(), 0, |handle| {
+                    let mut size = 2;
+                    let mut room = [0_u16; 64];
+                    // SAFETY: pointers live as long as the call.
+                    unsafe {
+                        assert_eq!(GetVirtualDiskPhysicalPath(handle, &mut size, room.as_mut_ptr()), ERROR_INSUFFICIENT_BUFFER);
+                        assert_eq!(GetVirtualDiskPhysicalPath(handle, &mut size, room.as_mut_ptr()), 0);
+                    }
+                    assert!(String::from_utf16_lossy(&room).starts_with("/dev/loop"));
+                });
                 let handle = lab.attached("a.vhdx");
                 let mut room = [0_u16; 64];
                 // SAFETY: pointers live as long as the call.
-                unsafe { GetVirtualDiskPhysicalPath(handle, &mut 128, room.as_mut_ptr()) }
+                assert_eq!(unsafe { GetVirtualDiskPhysicalPath(handle, &mut 128, room.as_mut_ptr()) }, ERROR_DEV_NOT_EXIST);
+                0
             };
-            "GetAllAttachedVirtualDiskPhysicalPaths": SAME, "an empty list; a size of 0 is allowed" => |lab| {
-                let _handle = lab.attached("a.vhdx");
-                let mut room = [7_u16; 64];
+            "GetAllAttachedVirtualDiskPhysicalPaths": SAME, "devices of all processes; disks that are attached without a local host have none" => |_lab| {
+                let mut room = [7_u16; 4096];
                 // SAFETY: pointers live as long as the call.
-                let code = unsafe { GetAllAttachedVirtualDiskPhysicalPaths(&mut 128, room.as_mut_ptr()) };
-                assert_eq!(room[0], 0);
-                code
+                unsafe { GetAllAttachedVirtualDiskPhysicalPaths(&mut 8192, room.as_mut_ptr()) }
             };
         },
     }
@@ -144,7 +170,7 @@ fn reported(lab: &Lab, handle: HANDLE, flag: u32, is: bool) -> Code {
 fn depends() -> Group {
     Group {
         title: "GetStorageDependencyInformation",
-        about: "For handles of virtual disks, since there are no handles of volumes; not attached: 0xC03A0015. Entries of version 2 have `/` as the volume and the file's absolute path; the names of device and dependent volume are empty.",
+        about: "For handles of virtual disks, since there are no handles of volumes; not attached: 0xC03A0015. Entries of version 2 have `/` as the volume, the file's absolute path, and the device if there is one; the dependent volume is empty.",
         rows: rows! {
             "GetStorageDependencyInformation": Here::Differs, "the object is a virtual disk handle" => |lab| {
                 assert_eq!(lab.depends(lab.dynamic("b.vhdx"), HOSTS, 1).0, ERROR_VIRTDISK_NOT_VIRTUAL_DISK);
