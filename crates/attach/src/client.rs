@@ -116,7 +116,7 @@ impl AttachOptions {
         self.start(path).at_path(path).while_doing("cannot attach")
     }
 
-    fn start(&self, path: &Path) -> Result<Attached> {
+    fn start(&self, named: &Path) -> Result<Attached> {
         if self.folder.is_none() && !rustix::process::geteuid().is_root() {
             return Err(
                 Error::new(ErrorKind::AccessDenied, "devices take root").with_hint(crate::NOT_ROOT)
@@ -125,7 +125,7 @@ impl AttachOptions {
         let absolute = |path: &Path| {
             std::path::absolute(path).map_err(|e| Error::io("find the current folder", e))
         };
-        let path = absolute(path)?;
+        let path = absolute(named)?;
         let folder = match &self.folder {
             Some(folder) => Some(checked_folder(folder)?),
             None => None,
@@ -157,7 +157,9 @@ impl AttachOptions {
         let mut line = start_server(self.server.as_deref(), &request)?;
         let record = match line.receive() {
             Ok(Some(Answer::Serving(record))) => *record,
-            Ok(Some(Answer::Failed(failure))) => return Err(failure.into()),
+            Ok(Some(Answer::Failed(failure))) => {
+                return Err(failure.named(&request.path, named).into());
+            }
             Ok(_) => {
                 return Err(Error::new(
                     ErrorKind::Io,
@@ -182,7 +184,11 @@ impl AttachOptions {
 
 /// An absolute path of a folder that a file system can be mounted on.
 fn checked_folder(folder: &Path) -> Result<PathBuf> {
-    let folder = usage::real_path(folder).map_err(|e| Error::io("open", e).with_path(folder))?;
+    let folder = usage::real_path(folder).map_err(|e| {
+        Error::io("open", e)
+            .with_path(folder)
+            .with_hint("name a folder that exists: the disk appears in it as disk.img")
+    })?;
     let failed = |kind, reason: &str, hint: &str| {
         Err(Error::new(kind, reason).with_path(&folder).with_hint(hint))
     };

@@ -80,7 +80,9 @@ pub(crate) fn refresh(device: &Path, sector_size: u32) -> Result<()> {
         // As the kernel does it: of an extended partition only as much as a boot loader needs, so that nobody takes it
         // for a file system.
         let length = match partition.kind {
-            PartitionType::Mbr(0x05 | 0x0F | 0x85) => partition.length.min(1024),
+            PartitionType::Mbr(0x05 | 0x0F | 0x85) => {
+                partition.length.min(sector_size.max(1024).into())
+            }
             _ => partition.length.min(size.saturating_sub(partition.start)),
         };
         if let (Ok(start), Ok(length)) = (i64::try_from(partition.start), i64::try_from(length))

@@ -4,7 +4,7 @@
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -139,6 +139,16 @@ impl Failure {
             reason: error.reason().to_owned(),
             hint: error.hint().map(str::to_owned),
         }
+    }
+}
+
+impl Failure {
+    /// Speaks of a file by the name that its user has for it.
+    pub(crate) fn named(mut self, absolute: &Path, name: &Path) -> Self {
+        if self.path.as_deref() == Some(absolute) {
+            self.path = Some(name.to_owned());
+        }
+        self
     }
 }
 

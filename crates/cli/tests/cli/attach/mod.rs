@@ -3,6 +3,7 @@
 mod commands;
 mod filesystems;
 mod killed;
+mod library;
 mod load;
 mod without_root;
 

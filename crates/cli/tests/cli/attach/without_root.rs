@@ -40,7 +40,9 @@ fn a_disk_can_be_shown_as_a_file() {
     // What a dead server leaves is cleared up.
     let attached = Attached::new(&folder, "disk.vhdx --file d");
     sh(&folder, "", &format!("kill -9 {}; ! ls d", attached.pid()));
-    assert_eq!(attached.now().unwrap()["state"], "dead");
+    eventually("its death to be seen", || {
+        attached.now().is_some_and(|row| row["state"] == "dead")
+    });
     attached.gone();
     assert_eq!(std::fs::read_dir(folder.path("d")).unwrap().count(), 0);
     // And an ordinary umount ends it.
