@@ -12,8 +12,8 @@ folder=${1:-${CARGO_TARGET_DIR:-$PWD/target}/guest-kernel}
 
 # The package of the name depends on the one with the kernel.
 suite=()
-apt-cache policy linux-image-cloud-amd64 | grep -q bookworm-backports && suite=(-t bookworm-backports)
-package=$(apt-cache depends "${suite[@]}" linux-image-cloud-amd64 | awk '$1 == "Depends:" { print $2; exit }')
+[[ $(apt-cache policy linux-image-cloud-amd64) == *bookworm-backports* ]] && suite=(-t bookworm-backports)
+package=$(apt-cache depends "${suite[@]}" linux-image-cloud-amd64 | awk '$1 == "Depends:" && !n++ { print $2 }')
 [[ -n $package ]] || {
   echo "no package linux-image-cloud-amd64 is known" >&2
   exit 1

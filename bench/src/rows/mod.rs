@@ -1,5 +1,6 @@
 //! The rows of the table: who runs what against whom, and what ours has to reach.
 
+pub(crate) mod attached;
 mod conversions;
 mod in_place;
 mod requests;
@@ -15,9 +16,9 @@ use crate::rounds::{Against, Reading, Row, RowResult, Side, Target, measure};
 use crate::scratch::Scratch;
 
 /// All rows, in the order in which they run.
-pub(crate) const ALL: [&str; 28] = [
+pub(crate) const ALL: [&str; 31] = [
     "C1", "C2", "C3", "C4", "C5", "C6", "C7", "C8", "C9", "C10", "A1", "A2", "A3", "W1", "W2",
-    "W3", "W4", "K", "K3", "K4", "O1", "O2", "O3", "N1", "N2", "N3", "N4", "N5",
+    "W3", "W4", "K", "K3", "K4", "O1", "O2", "O3", "N1", "N2", "N3", "N4", "N5", "F1", "F2", "F3",
 ];
 
 /// What rows are made with.
@@ -144,6 +145,9 @@ impl Bench<'_> {
                 self.served("N5", "write", "128k", "8", [(1.2, 1.4), (2.3, 2.9)])?;
                 self.copied_in()
             }
+            "F1" => self.fuse_files(),
+            "F2" => self.devices(),
+            "F3" => self.file_systems(),
             _ => Err(format!("there is no row {id}; there are {}", ALL.join(", ")).into()),
         }
     }

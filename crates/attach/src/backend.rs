@@ -4,16 +4,21 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread;
 
+use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::mount::UnmountFlags;
 use serde::{Deserialize, Serialize};
 use vhdkit::{Error, ErrorKind, Result, VirtualDisk};
 
-use crate::fuse::{self, Watcher};
+use crate::fuse::{self, Notice, Watcher};
 use crate::holder::Holder;
+use crate::{partitions, ublk, usage};
 
 /// Name of the file that `attach --file` shows.
 pub(crate) const FILE_NAME: &str = "disk.img";
+
+/// How often a device that is to go is looked at for whether somebody uses it.
+const UNUSED_CHECK: std::time::Duration = std::time::Duration::from_millis(100);
 
 /// A way to make a disk visible.
 #[derive(Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Debug)]
@@ -22,15 +27,18 @@ pub(crate) const FILE_NAME: &str = "disk.img";
 pub enum BackendKind {
     /// A loop device over a file of our own file system (FUSE).
     Loop,
+    /// A device of ublk.
+    Ublk,
     /// A file in a folder (FUSE), without a device.
     File,
 }
 
 impl BackendKind {
-    /// Its name in words for programs: `loop`, `file`.
+    /// Its name in words for programs: `loop`, `ublk`, `file`.
     pub fn name(self) -> &'static str {
         match self {
             BackendKind::Loop => "loop",
+            BackendKind::Ublk => "ublk",
             BackendKind::File => "file",
         }
     }
@@ -51,6 +59,7 @@ pub(crate) struct Plan<'a> {
 /// A disk that can be seen.
 pub(crate) enum Backend {
     Loop(Holder),
+    Ublk(Arc<ublk::Device>),
     File(PathBuf),
 }
 
@@ -61,6 +70,19 @@ impl Backend {
             let disk = plan.disk.clone();
             let serving = fuse::serve_in(disk, FILE_NAME, folder, plan.watcher)?;
             (Backend::File(folder.to_owned()), serving)
+        } else if let Some(device) = start_ublk(&plan) {
+            let device = Arc::new(device);
+            let served = device.clone();
+            thread::Builder::new()
+                .name("end".into())
+                .spawn(move || {
+                    let _ = served.wait();
+                    // What is left of it goes before the process does.
+                    let _ = served.stop();
+                    gone();
+                })
+                .map_err(|e| Error::io("start a thread", e))?;
+            return Ok(Backend::Ublk(device));
         } else {
             let sector_size = plan.disk.info().logical_sector_size;
             let read_only = !plan.disk.is_writable();
@@ -83,6 +105,7 @@ impl Backend {
     pub(crate) fn kind(&self) -> BackendKind {
         match self {
             Backend::Loop(_) => BackendKind::Loop,
+            Backend::Ublk(_) => BackendKind::Ublk,
             Backend::File(_) => BackendKind::File,
         }
     }
@@ -91,7 +114,29 @@ impl Backend {
     pub(crate) fn device(&self) -> PathBuf {
         match self {
             Backend::Loop(holder) => holder.device().to_owned(),
+            Backend::Ublk(device) => device.device_path().to_owned(),
             Backend::File(folder) => folder.join(FILE_NAME),
+        }
+    }
+
+    /// Fails if the disk would become larger, but not what shows it.
+    pub(crate) fn check_can_grow(&self) -> Result<()> {
+        match self {
+            Backend::Ublk(device) if !device.can_grow() => Err(Error::new(
+                ErrorKind::NotSupported,
+                "its device cannot get another size while it is used: that takes Linux 6.16",
+            )
+            .with_path(device.device_path())
+            .with_hint("detach the disk, expand it, and attach it again")),
+            _ => Ok(()),
+        }
+    }
+
+    /// The disk has become larger. A loop device is told by whoever asked for it.
+    pub(crate) fn grow(&self, size: u64) -> Result<()> {
+        match self {
+            Backend::Ublk(device) => device.grow(size),
+            _ => Ok(()),
         }
     }
 
@@ -99,7 +144,8 @@ impl Backend {
     pub(crate) fn refresh_partitions(&mut self) {
         match self {
             Backend::Loop(holder) => holder.refresh_partitions(),
-            Backend::File(_) => {}
+            // The kernel sees what is written to it, and who writes partition tables tells it.
+            Backend::Ublk(_) | Backend::File(_) => {}
         }
     }
 
@@ -111,8 +157,66 @@ impl Backend {
                 holder.release();
                 Ok(())
             }
+            Backend::Ublk(device) => {
+                let device = device.clone();
+                thread::Builder::new()
+                    .name("release".into())
+                    .spawn(move || stop_when_unused(&device))
+                    .map_err(|e| Error::io("start a thread", e))?;
+                Ok(())
+            }
             Backend::File(folder) => unmount(folder, lazy),
         }
+    }
+}
+
+/// A device of ublk, where the kernel has that and can make one; else a loop device will do.
+fn start_ublk(plan: &Plan<'_>) -> Option<ublk::Device> {
+    if !ublk::available() {
+        return None;
+    }
+    let watcher = plan.watcher.clone();
+    let options = ublk::Options {
+        read_only: !plan.disk.is_writable(),
+        tag: tag(plan.id)?,
+        watcher: Arc::new(move |error| watcher(Notice::Trouble(error))),
+    };
+    ublk::Device::start(plan.disk.clone(), options).ok()
+}
+
+/// The identifier of an attachment as a number, by which a device of ublk is known again.
+pub(crate) fn tag(id: &str) -> Option<u32> {
+    u32::from_str_radix(id, 16).ok()
+}
+
+/// Stops a device, at once or when its last user has gone: stopping it would be the end of a file system on it.
+fn stop_when_unused(device: &ublk::Device) {
+    let path = device.device_path();
+    let own = std::process::id();
+    loop {
+        // It cannot be opened so as long as it or a partition is mounted, used for swap or by another device; and as
+        // long as we have it, nobody can begin to. This neither reads nor writes, so it waits for nobody.
+        let alone = rustix::fs::open(
+            path,
+            OFlags::RDONLY | OFlags::EXCL | OFlags::CLOEXEC,
+            Mode::empty(),
+        );
+        let is_used = match &alone {
+            Ok(_) => {
+                let partitions = partitions::known(path).into_iter().map(|p| p.device);
+                let devices: Vec<PathBuf> =
+                    std::iter::once(path.to_owned()).chain(partitions).collect();
+                !usage::other_users(&devices, &[own]).is_empty()
+            }
+            Err(e) => *e == Errno::BUSY,
+        };
+        if !is_used {
+            // What went wrong the kernel has told those who used it, and us.
+            let _ = device.stop();
+            return;
+        }
+        drop(alone);
+        thread::sleep(UNUSED_CHECK);
     }
 }
 

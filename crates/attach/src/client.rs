@@ -18,7 +18,7 @@ use crate::partitions::{self, Partition};
 use crate::protocol::{Answer, Command, Line, Request, format_name};
 use crate::record::{self, Record};
 use crate::usage::{self, Mount};
-use crate::{locate, server, sys};
+use crate::{locate, server, sys, ublk};
 
 /// How long the last writes of a device that is being detached may take.
 const PATIENCE: Duration = Duration::from_mins(1);
@@ -341,8 +341,18 @@ fn is_ours(record: &Record) -> bool {
     match record.backend {
         BackendKind::Loop => loop_file(&record.device)
             .is_some_and(|name| name.starts_with(&backend::prefix(&record.id))),
+        BackendKind::Ublk => {
+            record.device.exists()
+                && ublk_owner(record).is_some_and(|owner| owner.pid == Some(record.pid))
+        }
         BackendKind::File => record.folder.as_deref().is_some_and(usage::is_mount_point),
     }
+}
+
+/// Whose the device of ublk is that was written down, if it is still of that attachment.
+fn ublk_owner(record: &Record) -> Option<ublk::Owner> {
+    let owner = ublk::owner(ublk::number_of(&record.device)?)?;
+    (Some(owner.tag) == backend::tag(&record.id)).then_some(owner)
 }
 
 /// The name of the file under a loop device.
@@ -389,6 +399,11 @@ fn clean_up(record: &Record, attachment: &Attachment) -> bool {
             // It is there for nobody: every access fails.
             let is_dead = matches!(rustix::fs::stat(folder), Err(rustix::io::Errno::NOTCONN));
             !is_dead || backend::unmount(folder, true).is_ok()
+        }
+        None if record.backend == BackendKind::Ublk => {
+            // The kernel has stopped it; this is what is left.
+            ublk_owner(record).is_none()
+                || ublk::number_of(&record.device).is_some_and(|n| ublk::remove(n).is_ok())
         }
         None if is_ours(record) => {
             if attachment.mounts.is_empty()

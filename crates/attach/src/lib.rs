@@ -24,6 +24,7 @@ mod protocol;
 mod record;
 mod server;
 mod sys;
+pub mod ublk;
 mod usage;
 
 pub use backend::BackendKind;

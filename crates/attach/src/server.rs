@@ -245,6 +245,7 @@ impl Server {
 
     /// Makes the disk larger while it is used.
     fn resize(&mut self, size: u64) -> Result<()> {
+        self.backend.check_can_grow()?;
         let options = ResizeOptions {
             size: NewSize::Bytes(size),
             allow_unsafe: false,
@@ -254,6 +255,7 @@ impl Server {
         };
         resize(self.disk.clone(), options).wait()?;
         self.record.virtual_size = self.disk.virtual_size();
+        self.backend.grow(self.record.virtual_size)?;
         self.entry.write(&self.record)
     }
 

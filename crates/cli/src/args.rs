@@ -192,7 +192,8 @@ pub(crate) struct CreateArgs {
     pub(crate) id: Option<Uuid>,
 
     /// Draw all identifiers from this number and store a fixed time of creation, so
-    /// that the same request makes the same bytes
+    /// that the same request makes the same bytes (a VHD child also holds the time
+    /// of its parent's last change)
     #[arg(long, value_name = "SEED", help_heading = "Disk")]
     pub(crate) reproducible: Option<u64>,
 

@@ -5,6 +5,8 @@ use std::io;
 use serde::Serialize;
 use vhdkit::{Error, ErrorKind};
 
+use crate::output::shown;
+
 /// Why a command ends without having done its work.
 #[derive(Debug)]
 pub(crate) enum Failure {
@@ -74,10 +76,11 @@ impl Failure {
             };
             serde_json::to_string(&body).unwrap_or_default()
         } else {
-            let shown = self.describe();
-            match shown.hint {
-                Some(hint) => format!("vhdkit: {}\nhint: {hint}", shown.message),
-                None => format!("vhdkit: {}", shown.message),
+            let told = self.describe();
+            let message = shown(&told.message);
+            match told.hint {
+                Some(hint) => format!("vhdkit: {message}\nhint: {}", shown(&hint)),
+                None => format!("vhdkit: {message}"),
             }
         };
         // With standard error gone there is nobody left to tell.
@@ -148,9 +151,50 @@ impl Description {
             message: error.to_string(),
             path: error.path().map(|p| p.display().to_string()),
             reason: error.reason().into(),
-            hint: error.hint().map(str::to_owned),
+            hint: error
+                .hint()
+                .or_else(|| usual_hint(error.kind()))
+                .map(str::to_owned),
         }
     }
+}
+
+/// What mostly helps, where the library knows of nothing better.
+fn usual_hint(kind: ErrorKind) -> Option<&'static str> {
+    Some(match kind {
+        ErrorKind::FileCorrupt
+        | ErrorKind::FooterMissing
+        | ErrorKind::FooterChecksumMismatch
+        | ErrorKind::FooterCorrupt
+        | ErrorKind::SparseHeaderChecksumMismatch
+        | ErrorKind::SparseHeaderUnsupportedVersion
+        | ErrorKind::SparseHeaderCorrupt
+        | ErrorKind::BlockAllocationTableCorrupt
+        | ErrorKind::BitmapMismatch
+        | ErrorKind::InvalidFileSize
+        | ErrorKind::ErrorInParent => {
+            "the file is damaged: 'vhdkit check' lists what is wrong; copy it again from its source"
+        }
+        ErrorKind::FormatUnknown | ErrorKind::UnsupportedVersion => {
+            "vhdkit reads VHD, VHDX, raw and ISO files"
+        }
+        ErrorKind::InvalidSize
+        | ErrorKind::InvalidBlockSize
+        | ErrorKind::UnsupportedSectorSize
+        | ErrorKind::BlockAllocationFailure => "'vhdkit help create' says which sizes there are",
+        ErrorKind::FileTooLarge => "use a file system that holds larger files",
+        ErrorKind::ReadFault | ErrorKind::WriteFault | ErrorKind::Io => {
+            "the log of the system (dmesg) may say more"
+        }
+        ErrorKind::InvalidParameter
+        | ErrorKind::InvalidType
+        | ErrorKind::NotSupported
+        | ErrorKind::BeyondEnd => "'vhdkit help' and the command say what is possible",
+        ErrorKind::AlreadyExists => "choose another name",
+        ErrorKind::InvalidState => "'vhdkit check' says more about the file",
+        ErrorKind::OutOfMemory => "end other programs, or use a machine with more memory",
+        _ => return None,
+    })
 }
 
 /// `ParentNotFound` as `parent_not_found`.

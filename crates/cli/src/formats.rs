@@ -1,6 +1,5 @@
 //! What a file's name promises. It decides the format of a new file; for an existing one it only leads to a warning.
 
-use std::io::Write;
 use std::path::Path;
 
 use vhdkit::disk::detect_format;
@@ -11,6 +10,7 @@ use vhdkit::{Error, ErrorKind};
 
 use crate::args::FormatName;
 use crate::failure::Failure;
+use crate::output;
 
 /// The format that a name stands for.
 pub(crate) fn by_name(path: &Path) -> Option<Format> {
@@ -90,12 +90,10 @@ pub(crate) fn refuse_without_signature(path: &Path) -> Result<(), Error> {
 pub(crate) fn warn_if_unlike_its_name(path: &Path) {
     if let Some(promised) = missing_signature(path) {
         let name = promised.name();
-        let warning = format!(
-            "vhdkit: warning: {} is named like a {name} file but has no {name} signature; it is taken as a raw disk\n",
+        output::warn(&format!(
+            "{} is named like a {name} file but has no {name} signature; it is taken as a raw disk",
             path.display()
-        );
-        // With standard error gone there is nobody left to warn.
-        let _ = std::io::stderr().write_all(warning.as_bytes());
+        ));
     }
 }
 

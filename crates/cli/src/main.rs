@@ -12,6 +12,7 @@ mod size;
 use std::process::ExitCode;
 
 use clap::Parser;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use args::{Cli, Command};
 use commands::Session;
@@ -20,6 +21,7 @@ use output::Output;
 use signals::Interrupt;
 
 fn main() -> ExitCode {
+    allow_many_files();
     // Attached disks are served by processes of this program.
     if let Some(code) = vhdkit_attach::serve_if_asked() {
         return code;
@@ -41,6 +43,19 @@ fn main() -> ExitCode {
             })
         }
     }
+}
+
+/// Each disk of a chain is an open file, and the usual limit is that of programs from the days of `select`.
+fn allow_many_files() {
+    let limit = getrlimit(Resource::Nofile);
+    // If not, what does not open says so.
+    let _ = setrlimit(
+        Resource::Nofile,
+        Rlimit {
+            current: limit.maximum,
+            ..limit
+        },
+    );
 }
 
 fn run(command: Command) -> Result<u8, Failure> {

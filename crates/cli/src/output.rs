@@ -1,5 +1,6 @@
 //! Standard output that does not mind when the reader goes away, and the JSON that is written to it.
 
+use std::borrow::Cow;
 use std::fs::File;
 use std::io::{self, ErrorKind, IsTerminal, Write};
 use std::os::fd::AsFd;
@@ -39,16 +40,17 @@ impl Output {
         self.with(|writer| writer.write_all(bytes))
     }
 
-    /// Writes text and a line end.
+    /// Writes one line for people.
     pub(crate) fn line(&mut self, text: impl AsRef<str>) -> Result<(), Failure> {
-        self.bytes(text.as_ref().as_bytes())?;
+        self.bytes(shown(text.as_ref()).as_bytes())?;
         self.bytes(b"\n")
     }
 
     /// Writes a value as indented JSON and a line end.
     pub(crate) fn json(&mut self, value: &impl Serialize) -> Result<(), Failure> {
         let text = serde_json::to_string_pretty(value).map_err(io::Error::from);
-        self.line(text.map_err(Failure::Output)?)
+        self.bytes(text.map_err(Failure::Output)?.as_bytes())?;
+        self.bytes(b"\n")
     }
 
     /// Everything written so far reaches the reader.
@@ -73,7 +75,42 @@ impl Output {
     }
 }
 
+/// Text in one line that a terminal only shows. File names and what disks say of themselves may hold anything, also what
+/// would command a terminal.
+pub(crate) fn shown(text: &str) -> Cow<'_, str> {
+    if !text.contains(char::is_control) {
+        return Cow::Borrowed(text);
+    }
+    let mut out = String::with_capacity(text.len() + 8);
+    for letter in text.chars() {
+        if letter.is_control() {
+            out.extend(letter.escape_default());
+        } else {
+            out.push(letter);
+        }
+    }
+    Cow::Owned(out)
+}
+
+/// Says something on standard error that is no failure.
+pub(crate) fn warn(text: &str) {
+    let line = format!("vhdkit: warning: {}\n", shown(text));
+    // With standard error gone there is nobody left to warn.
+    let _ = io::stderr().write_all(line.as_bytes());
+}
+
 /// True if people see standard output as it is written.
 pub(crate) fn is_terminal() -> bool {
     io::stdout().is_terminal()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_would_command_a_terminal_is_shown_instead() {
+        assert_eq!(shown("Größe 😀.vhdx"), "Größe 😀.vhdx");
+        assert_eq!(shown("a\x1b[2J\x07\nb\u{9b}"), r"a\u{1b}[2J\u{7}\nb\u{9b}");
+    }
 }

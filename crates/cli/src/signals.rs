@@ -1,6 +1,6 @@
-//! Ctrl-C and SIGTERM: the first one asks a running operation to stop and leaves it the time to do so safely; the
-//! second one ends the program at once, as does the first where nothing needs to be put in order. Signals that come
-//! together are one: some senders signal a process and its group.
+//! Ctrl-C, SIGTERM, and SIGHUP of a terminal that is closed: the first one asks a running operation to stop and leaves it
+//! the time to do so safely; the second one ends the program at once, as does the first where nothing needs to be put in
+//! order. Signals that come together are one: some senders signal a process and its group.
 
 use std::io::{self, IsTerminal, Write};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use vhdkit::operation::Observer;
 
@@ -39,6 +39,9 @@ impl Interrupt {
     pub(crate) fn listen() -> io::Result<Self> {
         let interrupt = Self::default();
         let mut signals = Signals::new([SIGINT, SIGTERM])?;
+        if !ignores_hangup() {
+            signals.add_signal(SIGHUP)?;
+        }
         let state = interrupt.state.clone();
         thread::Builder::new()
             .name("signals".into())
@@ -64,6 +67,16 @@ impl Interrupt {
     pub(crate) fn ends_program(&self) {
         *self.state.lock() = None;
     }
+}
+
+/// True if the program was started by `nohup` or the like: then it is to outlive its terminal.
+fn ignores_hangup() -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let ignored = status
+        .lines()
+        .find_map(|line| line.strip_prefix("SigIgn:"))
+        .and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
+    ignored.is_some_and(|mask| mask & (1 << (SIGHUP - 1)) != 0)
 }
 
 impl State {

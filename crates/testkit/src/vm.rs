@@ -228,8 +228,14 @@ impl Guest {
             self.copy_with_libraries(path, &root, &mut copied);
         }
         for (from, to) in &self.files {
-            copy(from, &root.join(to));
+            let inside = root.join(to);
+            copy(from, &inside);
             self.copy_libraries(from, &root, &mut copied);
+            // What the compiler leaves for debuggers takes ten times the space, which is memory of the guest.
+            let _ = Command::new("strip")
+                .arg(&inside)
+                .stderr(Stdio::null())
+                .status();
         }
         let loads = self.copy_modules(&root);
         let network = if self.network {
@@ -251,7 +257,7 @@ impl Guest {
                  /bin/busybox --install -s /bin\n\
                  {loads}\n{network}\n\
                  {switch}\n\
-                 echo; echo \"{END}$?\"\n\
+                 code=$?; echo; echo \"{END}$code\"\n\
                  sync; poweroff -f\n"
             ),
         );
@@ -336,6 +342,12 @@ impl Guest {
             }
         }
     }
+}
+
+/// True if these programs are here to be taken along: see [`require`].
+pub fn has_programs(names: &[&str]) -> bool {
+    let there = |name: &&str| require(program(name).is_some(), &format!("needs {name}"));
+    names.iter().all(there)
 }
 
 /// Where a program is.

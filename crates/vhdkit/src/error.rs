@@ -22,6 +22,9 @@ struct Inner {
     source: Option<io::Error>,
 }
 
+/// Too many open files, which `io::ErrorKind` has no name for.
+const EMFILE: i32 = 24;
+
 impl Error {
     /// An error of `kind` with the reason in words: lower case, no full stop, values in it.
     pub fn new(kind: ErrorKind, reason: impl Into<String>) -> Self {
@@ -47,6 +50,9 @@ impl Error {
                 Some("check the permissions of the file and its folder".into())
             }
             ErrorKind::WriteProtected => Some("choose a place that can be written to".into()),
+            _ if source.raw_os_error() == Some(EMFILE) => {
+                Some("allow more open files (ulimit -n)".into())
+            }
             _ => None,
         };
         error.0.source = Some(source);

@@ -591,6 +591,26 @@ fn t27_the_check_finds_shared_and_misplaced_blocks() {
         let worst = findings.iter().map(|f| f.severity).max();
         assert!(worst >= Some(Severity::Error), "{what}: {findings:?}");
     }
+    // Those that lead into structures are never shown as content.
+    for (what, entry) in [
+        ("the log", log),
+        ("the BAT", bat),
+        ("the metadata", metadata),
+    ] {
+        let damaged = base.clone();
+        vhdx::set_bat_entry(&damaged, 1, entry | 6);
+        let image =
+            vhdkit::disk::open_image(Arc::new(damaged), Format::Vhdx, false).expect("it opens");
+        let layers = vec![vhdkit::disk::Layer::new(image, "x.vhdx")];
+        let disk = vhdkit::VirtualDisk::from_layers(layers, false).unwrap();
+        let block = disk.info().block_size.unwrap();
+        let error = disk.read_at(block, &mut [0; 512]).unwrap_err();
+        assert_eq!(
+            error.kind(),
+            vhdkit::ErrorKind::BlockAllocationTableCorrupt,
+            "{what}"
+        );
+    }
     let base = sample(Format::Vhd, DiskType::Dynamic);
     let first = vhd::bat_entry(&base, 0);
     for (what, entry) in [

@@ -7,8 +7,8 @@ use serde::Serialize;
 use vhdkit::disk::{OpenOptions, Parents, detect_format, find_parents};
 use vhdkit::image::{Finding, Severity};
 use vhdkit::storage::{Access, FileStorage};
-use vhdkit::verbs::check::check_file;
-use vhdkit::{Error, ErrorKind, VirtualDisk};
+use vhdkit::verbs::check::{broken_chain, check_file, check_links};
+use vhdkit::{Error, VirtualDisk};
 
 use super::{Session, text};
 use crate::args::CheckArgs;
@@ -23,12 +23,10 @@ pub(crate) fn run(args: &CheckArgs, session: &mut Session) -> Result<u8, Failure
         chain_error: None,
         worst: None,
     };
-    let mut broken_chain = None;
     if (args.chain || args.parents.names_parents())
         && let Err(error) = report.check_parents(args)
     {
-        report.chain_error = Some(Description::of(&error));
-        broken_chain = Some(error);
+        report.add_broken_chain(&error);
     }
     let worst = report.worst_severity();
     report.worst = worst.map(Severity::name);
@@ -37,24 +35,11 @@ pub(crate) fn run(args: &CheckArgs, session: &mut Session) -> Result<u8, Failure
     } else {
         report.print(&mut session.out)?;
     }
-    Ok(match (worst, broken_chain) {
-        (Some(severity), _) if severity > Severity::Info => FINDINGS,
-        (_, Some(error)) if is_a_finding(error.kind()) => FINDINGS,
-        (_, Some(_)) => FAILED,
+    Ok(match worst {
+        Some(severity) if severity > Severity::Info => FINDINGS,
+        _ if report.chain_error.is_some() => FAILED,
         _ => DONE,
     })
-}
-
-/// True if the chain was looked at and is wrong; false if it could not be looked at.
-fn is_a_finding(kind: ErrorKind) -> bool {
-    matches!(
-        kind,
-        ErrorKind::ParentIdMismatch
-            | ErrorKind::ParentTimestampMismatch
-            | ErrorKind::ParentSizeMismatch
-            | ErrorKind::ChainCycle
-            | ErrorKind::ErrorInParent
-    )
 }
 
 /// The fields of the JSON output.
@@ -145,7 +130,28 @@ impl Report {
         for parent in parents {
             self.files.push(File::check(&parent)?);
         }
-        whole.map(drop)
+        let whole = whole?;
+        for (number, finding) in check_links(&whole) {
+            if let Some(child) = self.files.get_mut(number) {
+                child.findings.push(Found::from(finding));
+            }
+        }
+        Ok(())
+    }
+
+    /// The chain cannot be opened: a finding about the child where it breaks, if it could be looked at.
+    fn add_broken_chain(&mut self, error: &Error) {
+        self.chain_error = Some(Description::of(error));
+        let child = error.path().map(text);
+        let place = self
+            .files
+            .iter()
+            .position(|file| Some(&file.path) == child.as_ref());
+        if let Some(finding) = broken_chain(error)
+            && let Some(file) = self.files.get_mut(place.unwrap_or(0))
+        {
+            file.findings.push(Found::from(finding));
+        }
     }
 
     fn worst_severity(&self) -> Option<Severity> {

@@ -65,11 +65,12 @@ struct Row<'a> {
 }
 
 fn json(disk: &VirtualDisk, files: &[String], out: &mut Output) -> Result<(), Failure> {
-    out.line(format!(
-        "{{\n  \"path\": {},\n  \"virtual_size\": {},\n  \"extents\": [",
+    let head = format!(
+        "{{\n  \"path\": {},\n  \"virtual_size\": {},\n  \"extents\": [\n",
         encode(&files[0])?,
         disk.virtual_size()
-    ))?;
+    );
+    out.bytes(head.as_bytes())?;
     let mut separator = "";
     for extent in disk.extents(0..disk.virtual_size()) {
         if out.is_closed() {
@@ -87,7 +88,7 @@ fn json(disk: &VirtualDisk, files: &[String], out: &mut Output) -> Result<(), Fa
         out.bytes(format!("{separator}    {}", encode(&row)?).as_bytes())?;
         separator = ",\n";
     }
-    out.line("\n  ]\n}")
+    out.bytes(b"\n  ]\n}\n")
 }
 
 /// A value as one line of JSON.

@@ -11,7 +11,7 @@ use super::{Session, text};
 use crate::args::MergeArgs;
 use crate::failure::{DONE, Failure};
 use crate::progress::{follow, stopped};
-use crate::size;
+use crate::{output, size};
 
 /// The fields of the JSON output. Sizes are in bytes.
 #[derive(Serialize)]
@@ -79,10 +79,10 @@ pub(crate) fn run(args: &MergeArgs, session: &mut Session) -> Result<u8, Failure
 fn warn(disk: &vhdkit::VirtualDisk, options: &MergeOptions) {
     // What is wrong with the options is told by the merge itself.
     for orphan in orphans(disk, options).unwrap_or_default() {
-        eprintln!(
-            "vhdkit: warning: {} is a child of a disk that this changes, and becomes invalid",
+        output::warn(&format!(
+            "{} is a child of a disk that this changes, and becomes invalid",
             orphan.display()
-        );
+        ));
     }
 }
 

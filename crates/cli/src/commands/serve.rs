@@ -1,7 +1,6 @@
 //! `vhdkit serve`: disks over NBD.
 
 use std::fmt::Write as _;
-use std::io::Write as _;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -17,7 +16,7 @@ use vhdkit_nbd::{Address, Catalog, DiskExport, Limits, Listener, Server, TlsIden
 use super::{Session, text};
 use crate::args::ServeArgs;
 use crate::failure::{DONE, Failure};
-use crate::{formats, size};
+use crate::{formats, output, size};
 
 /// How long requests that are underway may take when the server ends.
 const GRACE: Duration = Duration::from_secs(10);
@@ -183,11 +182,9 @@ fn warn_about(addresses: &[Address], tls: bool) {
             && !address.ip().is_loopback()
             && !tls
         {
-            let warning = format!(
-                "vhdkit: warning: anybody who reaches {address} can read and change the disks, and what goes there can be overheard; use --tls-dir\n"
-            );
-            // With standard error gone there is nobody left to warn.
-            let _ = std::io::stderr().write_all(warning.as_bytes());
+            output::warn(&format!(
+                "anybody who reaches {address} can read and change the disks, and what goes there can be overheard; use --tls-dir"
+            ));
         }
     }
 }

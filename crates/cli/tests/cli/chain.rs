@@ -82,8 +82,9 @@ fn a_missing_parent_is_told_with_the_way_out() {
                 .contains("nothing found")
         );
         let ran = folder.run(&format!("check --chain {leaf}"));
-        assert_eq!(ran.code, Some(1), "{ran:?}");
+        assert_eq!(ran.code, Some(3), "{ran:?}");
         assert!(ran.out.contains("chain: cannot open"), "{ran:?}");
+        assert!(ran.out.contains("chain-parent-missing"), "{ran:?}");
         // Given by hand, the direct parent first.
         let given = "--parent moved/child.disk --parent moved/base.disk";
         assert_eq!(
@@ -122,7 +123,61 @@ fn a_parent_that_was_changed_is_noticed() {
     assert_eq!(ran.code, Some(3), "{ran:?}");
     let report: serde_json::Value = serde_json::from_str(&ran.out).unwrap();
     assert_eq!(report["chain_error"]["kind"], "parent_id_mismatch");
+    assert_eq!(report["worst"], "error");
+    // About the middle one, which is the child of the changed one: the leaf is, here.
+    let codes = |i: usize| report["files"][i]["findings"].to_string();
+    assert!(codes(0).contains("chain-parent-mismatch"), "{report}");
     assert_eq!(report["files"].as_array().unwrap().len(), 3, "{report}");
+}
+
+/// A VHD's identifier does not change with its content.
+#[test]
+fn a_vhd_parent_that_was_written_to_or_resized_is_noticed_by_the_check() {
+    let folder = chain("vhd");
+    folder.sound("leaf.vhd");
+    let base = std::fs::File::options()
+        .append(true)
+        .open(folder.path("base.vhd"))
+        .unwrap();
+    let before = base.metadata().unwrap().modified().unwrap();
+    base.set_modified(before - std::time::Duration::from_hours(1))
+        .unwrap();
+    let ran = folder.run("check --chain leaf.vhd");
+    assert_eq!(ran.code, Some(0), "{ran:?}");
+    assert!(
+        ran.out.contains("vhd-parent-modified") && ran.out.contains("3600 seconds before"),
+        "{ran:?}"
+    );
+    folder.ok("expand base.vhd 1G");
+    let ran = folder.run("check --chain leaf.vhd");
+    assert_eq!(ran.code, Some(3), "{ran:?}");
+    assert!(ran.out.contains("vhd-parent-size"), "{ran:?}");
+    folder
+        .run("create other.vhd 512M --parent base.vhd")
+        .failed(1, "the size of its parent");
+}
+
+#[test]
+fn more_parents_than_there_are_are_refused() {
+    let folder = chain("vhdx");
+    folder.ok("create stranger.vhdx 8M");
+    folder
+        .run("read stranger.vhdx --length 1 --parent base.vhdx")
+        .failed(1, "has no parent");
+    folder
+        .run("read child.vhdx --length 1 --parent base.vhdx --parent stranger.vhdx")
+        .failed(1, "has no parent");
+}
+
+#[test]
+fn a_chain_may_be_longer_than_the_usual_number_of_open_files() {
+    let folder = Folder::new();
+    let script = "ulimit -Sn 24; $V create 0.vhdx 8M && for i in $(seq 30); do $V create $i.vhdx --parent $((i - 1)).vhdx || exit; done; $V info --chain 30.vhdx";
+    let ran = folder.shell(script);
+    assert_eq!(ran.code, Some(0), "{ran:?}");
+    let ran = folder.shell("ulimit -Sn 24; ulimit -Hn 24; $V read 30.vhdx --length 1");
+    assert_eq!(ran.code, Some(1), "{ran:?}");
+    assert!(ran.err.contains("ulimit -n"), "{ran:?}");
 }
 
 #[test]

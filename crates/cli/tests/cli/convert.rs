@@ -160,3 +160,23 @@ fn a_block_device_is_written_in_place_when_asked() {
     assert_eq!(ran.out, "1\n0\n0\n1\n", "{ran:?}");
     assert_eq!(ran.err.matches("hint: ").count(), 2, "{ran:?}");
 }
+
+#[test]
+fn a_raw_disk_with_half_a_sector_at_its_end_becomes_any_format() {
+    let folder = Folder::new();
+    folder.fill("odd.img", 1_049_000);
+    for (target, options) in [
+        ("d.vhd", ""),
+        ("f.vhd", "--type fixed"),
+        ("d.vhdx", ""),
+        ("f.vhdx", "--type fixed"),
+        ("r.img", ""),
+    ] {
+        folder.ok(&format!("convert odd.img {target} {options}"));
+        let disk = folder.command(&format!("read {target}")).output().unwrap();
+        let (content, rest) = disk.stdout.split_at(1_049_000);
+        assert!(content == std::fs::read(folder.path("odd.img")).unwrap());
+        assert!(rest.iter().all(|&byte| byte == 0), "{target}");
+        folder.sound(target);
+    }
+}

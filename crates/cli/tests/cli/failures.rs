@@ -157,6 +157,68 @@ fn a_file_in_use_is_left_alone() {
     folder.run("create a.vhdx 9M --force").failed(1, "in use");
 }
 
+/// `create p --parent p --force` once made an empty disk of the only copy.
+#[test]
+fn a_new_disk_never_takes_the_place_of_what_it_is_made_from() {
+    for extension in ["vhd", "vhdx"] {
+        let folder = Folder::new();
+        folder.fill("word", 4096);
+        folder.ok(&format!("create base.{extension} 8M"));
+        folder.put(&format!("base.{extension}"), "0", "word");
+        folder.ok(&format!("create c.{extension} --parent base.{extension}"));
+        std::os::unix::fs::symlink(
+            format!("base.{extension}"),
+            folder.path(&format!("link.{extension}")),
+        )
+        .unwrap();
+        let before = folder.files();
+        for words in [
+            "create base.EXT --parent base.EXT --force",
+            "create link.EXT --parent base.EXT --force",
+            "create base.EXT --parent c.EXT --force",
+            "create base.EXT --from c.EXT --force",
+            "convert c.EXT base.EXT --force",
+            "convert base.EXT base.EXT --force",
+            "convert base.EXT link.EXT --force",
+        ] {
+            folder
+                .run(&words.replace("EXT", extension))
+                .failed(1, "made from");
+            assert!(folder.files() == before, "{words}");
+        }
+    }
+}
+
+#[test]
+fn names_cannot_command_the_terminal() {
+    let folder = Folder::new();
+    let script = "$V create $'a\\x1b[2J\\nb.vhdx' 8M; $V info $'a\\x1b[2J\\nb.vhdx'; $V info $'none\\x1b\\n.vhdx'";
+    let ran = folder.shell(script);
+    let commands = |text: &str| text.contains(|c: char| c.is_control() && c != '\n');
+    assert!(!commands(&ran.out) && !commands(&ran.err), "{ran:?}");
+    assert!(ran.out.contains(r"created a\u{1b}[2J\nb.vhdx"), "{ran:?}");
+    assert_eq!(ran.err.lines().count(), 2, "{ran:?}");
+}
+
+#[test]
+fn a_parent_whose_name_cannot_be_recorded_gets_no_child() {
+    let folder = Folder::new();
+    let ran =
+        folder.shell("$V create $'bad\\xff.vhdx' 8M && $V create c.vhdx --parent $'bad\\xff.vhdx'");
+    assert_eq!(ran.code, Some(1), "{ran:?}");
+    assert!(ran.err.contains("no valid Unicode"), "{ran:?}");
+    assert!(!folder.path("c.vhdx").exists());
+}
+
+#[test]
+fn a_name_that_is_too_long_is_told_before_the_work() {
+    let folder = Folder::new();
+    folder.fill("a.img", 4096);
+    let ran = folder.run(&format!("convert a.img {}.vhdx", "n".repeat(300)));
+    ran.failed(1, "too long");
+    assert!(ran.err.contains("shorter name"), "{ran:?}");
+}
+
 #[test]
 fn a_reader_that_goes_away_is_no_error() {
     let folder = Folder::new();

@@ -15,6 +15,7 @@ mod disks;
 mod failures;
 mod full;
 mod generated;
+mod guest;
 mod identity;
 mod in_place;
 mod interrupt;

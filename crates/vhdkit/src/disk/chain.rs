@@ -174,6 +174,19 @@ impl OpenOptions {
             let child_path = layer.path().to_path_buf();
             layers.push(layer);
             let Some((likeliest, others)) = candidates.split_first() else {
+                if let Parents::Given(given) = &self.parents
+                    && let Some(surplus) = given.get(depth)
+                {
+                    return Err(Error::new(
+                        ErrorKind::InvalidParameter,
+                        format!(
+                            "it has no parent, but {} is named as such",
+                            surplus.display()
+                        ),
+                    )
+                    .with_path(&child_path)
+                    .with_hint("name no more parents than there are"));
+                }
                 break;
             };
             if depth + 1 >= MAX_DEPTH {

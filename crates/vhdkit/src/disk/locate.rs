@@ -1,5 +1,6 @@
 //! Finding a parent by the paths that its child recorded, mostly on another system.
 
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use crate::error::{Error, ErrorKind, Result};
@@ -255,21 +256,22 @@ fn percent_decode(text: &str) -> Option<String> {
 }
 
 /// The path of `target` as seen from the folder of `from`, with Windows separators and a leading `.\` or `..\`.
-/// Both are made absolute first; symbolic links are not resolved. Text that is not UTF-8 is replaced.
+/// Both are made absolute first; symbolic links are not resolved.
 ///
 /// # Errors
-/// [`ErrorKind::Io`] if the current folder is gone.
+/// [`ErrorKind::InvalidParameter`] if a name that is to be recorded is no valid Unicode; [`ErrorKind::Io`] if the current
+/// folder is gone.
 pub fn relative_windows_path(from: &Path, target: &Path) -> Result<String> {
     let absolute = |path: &Path| {
         std::path::absolute(path).map_err(|e| Error::io("resolve", e).with_path(path))
     };
     let (from, target) = (absolute(from)?, absolute(target)?);
-    let names = |path: &Path| -> Vec<String> {
+    let names = |path: &Path| -> Vec<OsString> {
         let mut names = Vec::new();
         for part in path.components() {
             match part {
                 std::path::Component::Normal(name) => {
-                    names.push(name.to_string_lossy().into_owned());
+                    names.push(name.to_owned());
                 }
                 std::path::Component::ParentDir => {
                     names.pop();
@@ -279,13 +281,22 @@ pub fn relative_windows_path(from: &Path, target: &Path) -> Result<String> {
         }
         names
     };
-    let (mut from, target) = (names(&from), names(&target));
+    let (mut from, names) = (names(&from), names(&target));
     from.pop();
-    let common = from.iter().zip(&target).take_while(|(a, b)| a == b).count();
+    let common = from.iter().zip(&names).take_while(|(a, b)| a == b).count();
     let up = from.len() - common;
     let mut parts = vec![if up == 0 { "." } else { ".." }];
     parts.extend(std::iter::repeat_n("..", up.saturating_sub(1)));
-    parts.extend(target[common..].iter().map(String::as_str));
+    for name in &names[common..] {
+        parts.push(name.to_str().ok_or_else(|| {
+            Error::new(
+                ErrorKind::InvalidParameter,
+                "its name is no valid Unicode, which is what a child records of its parent",
+            )
+            .with_path(&target)
+            .with_hint("give it and its folders other names")
+        })?);
+    }
     Ok(parts.join("\\"))
 }
 

@@ -7,6 +7,7 @@ mod detect;
 mod gate;
 mod locate;
 mod mirror;
+mod pace;
 mod reopen;
 
 pub(crate) use chain::MAX_DEPTH;
@@ -14,6 +15,7 @@ pub use chain::{OpenOptions, Parents};
 pub use detect::{detect_format, open_image};
 pub use locate::{ParentMap, find_parents, relative_windows_path};
 pub(crate) use mirror::{DirtyMap, Mirror, Mirroring};
+pub use pace::Pace;
 
 use std::ops::Range;
 use std::path::{Path, PathBuf};

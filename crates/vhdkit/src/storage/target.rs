@@ -3,7 +3,7 @@
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -22,6 +22,8 @@ pub struct NewFile {
     /// The temporary name, if the file has one.
     temporary: Option<PathBuf>,
     overwrite: bool,
+    /// The file that is to be replaced. It is kept from others until it is: what they wrote to it would be lost.
+    replaced: Option<FileStorage>,
 }
 
 impl NewFile {
@@ -38,18 +40,24 @@ impl NewFile {
         }
         let resolved = resolve_link(target)?;
         let target = resolved.as_path();
-        match std::fs::metadata(target) {
+        let replaced = match std::fs::metadata(target) {
             Ok(_) if !overwrite => return Err(exists(target)),
             // Somebody reading or writing the old file must not be surprised by a new one.
-            Ok(m) if m.is_file() => drop(FileStorage::open(target, Access::ReadWrite)?),
+            Ok(m) if m.is_file() => Some(FileStorage::open(target, Access::ReadWrite)?),
             Ok(m) => {
                 let what = if m.is_dir() { "a folder" } else { "not a file" };
                 return Err(
                     Error::new(ErrorKind::AlreadyExists, format!("it is {what}")).with_path(target),
                 );
             }
-            Err(_) => {}
-        }
+            // Before the work is done, not when it is to get its name.
+            Err(e) if e.kind() == io::ErrorKind::InvalidFilename => {
+                return Err(Error::io("create", e)
+                    .with_path(target)
+                    .with_hint("choose a shorter name"));
+            }
+            Err(_) => None,
+        };
         let (file, temporary) = match unnamed(folder_of(target)) {
             Ok(file) => (file, None),
             Err(e) if no_unnamed_files(&e) => {
@@ -73,6 +81,7 @@ impl NewFile {
             target: target.to_path_buf(),
             temporary,
             overwrite,
+            replaced,
         })
     }
 
@@ -87,11 +96,21 @@ impl NewFile {
             e if e.kind() == io::ErrorKind::AlreadyExists => exists(&self.target),
             e => Error::io("write: naming the finished file", e).with_path(&self.target),
         };
-        if let Ok(replaced) = std::fs::metadata(&self.target)
+        if let Ok(there) = std::fs::metadata(&self.target)
             && self.overwrite
         {
+            let is_known = self.replaced.as_ref().is_some_and(|replaced| {
+                replaced
+                    .file()
+                    .metadata()
+                    .is_ok_and(|known| (known.dev(), known.ino()) == (there.dev(), there.ino()))
+            });
+            if !is_known {
+                // Another file has come there meanwhile.
+                self.replaced = Some(FileStorage::open(&self.target, Access::ReadWrite)?);
+            }
             // Who may read the old file may read the new one, and nobody else.
-            let _ = self.storage.file().set_permissions(replaced.permissions());
+            let _ = self.storage.file().set_permissions(there.permissions());
         }
         self.storage.set_nameless(false);
         match self.temporary.take() {
@@ -283,6 +302,23 @@ mod tests {
             let refused = NewFile::create(other, true).map(drop).unwrap_err();
             assert_eq!(refused.kind(), ErrorKind::AlreadyExists);
         }
+        // Nobody can write what would be lost, from the start to the end.
+        let file = NewFile::create(&link, true).unwrap();
+        for access in [Access::ReadOnly, Access::ReadWrite] {
+            let refused = FileStorage::open(&path, access).map(drop).unwrap_err();
+            assert_eq!(refused.kind(), ErrorKind::SharingViolation);
+        }
+        // The file that it is to replace is replaced by another, which is in use.
+        let other = folder.path().join("other");
+        std::fs::write(&other, "other").unwrap();
+        let in_use = FileStorage::open(&other, Access::ReadWrite).unwrap();
+        std::fs::rename(&other, &path).unwrap();
+        assert_eq!(
+            file.publish().unwrap_err().kind(),
+            ErrorKind::SharingViolation
+        );
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "other");
+        drop(in_use);
         let in_use = FileStorage::open(&path, Access::ReadOnly).unwrap();
         let refused = NewFile::create(&link, true).map(drop).unwrap_err();
         assert_eq!(refused.kind(), ErrorKind::SharingViolation);

@@ -86,6 +86,7 @@ fn run(options: &ConvertOptions, monitor: &Monitor) -> Result<ConvertReport> {
         .with_hint("to make a differencing disk, use create with a parent"));
     }
     let source = options.open.open(&options.source)?;
+    super::refuse_own_file(&options.target, &source).while_doing("cannot convert to")?;
     let parameters = parameters(options, &source.info())
         .at_path(&options.target)
         .while_doing("cannot convert to")?;

@@ -4,9 +4,9 @@ use std::path::PathBuf;
 
 use super::profile::Profile;
 use super::set_parent::{check_kinds, link_to};
-use crate::disk::OpenOptions;
+use crate::disk::{OpenOptions, VirtualDisk};
 use crate::error::{Context, Error, ErrorKind, Result};
-use crate::image::{CreateParameters, DiskType};
+use crate::image::{CreateParameters, DiskType, Format};
 use crate::operation::{Monitor, Operation};
 use crate::storage::NewFile;
 
@@ -43,7 +43,8 @@ pub fn create(options: CreateOptions) -> Operation<()> {
 
 fn run(options: &CreateOptions, monitor: &Monitor) -> Result<()> {
     monitor.set_completion(3);
-    let parameters = complete(options)?;
+    // The parent is kept open: nobody changes it before its child is there.
+    let (parameters, _parent) = complete(options)?;
     monitor.checkpoint()?;
     let file = NewFile::create(&options.path, options.overwrite)?;
     let builder = super::new_builder(file.storage(), &parameters).at_path(&options.path)?;
@@ -62,7 +63,7 @@ fn run(options: &CreateOptions, monitor: &Monitor) -> Result<()> {
 }
 
 /// Fills in what the parent decides.
-fn complete(options: &CreateOptions) -> Result<CreateParameters> {
+fn complete(options: &CreateOptions) -> Result<(CreateParameters, Option<VirtualDisk>)> {
     let mut parameters = options.parameters.clone();
     if let Some(profile) = options.profile {
         profile.apply(&mut parameters).at_path(&options.path)?;
@@ -76,7 +77,7 @@ fn complete(options: &CreateOptions) -> Result<CreateParameters> {
             .with_path(&options.path)
             .with_hint("name it with --parent FILE"));
         }
-        return Ok(parameters);
+        return Ok((parameters, None));
     };
     if parameters.disk_type != DiskType::Differencing {
         return Err(Error::new(
@@ -92,6 +93,7 @@ fn complete(options: &CreateOptions) -> Result<CreateParameters> {
         .clone()
         .writable(false)
         .open(parent_path)?;
+    super::refuse_own_file(&options.path, &parent)?;
     let info = parent.info();
     let sector_size = parameters
         .logical_sector_size
@@ -99,6 +101,19 @@ fn complete(options: &CreateOptions) -> Result<CreateParameters> {
     check_kinds(parameters.format, *sector_size, &info, parent_path).at_path(&options.path)?;
     if parameters.virtual_size == 0 {
         parameters.virtual_size = info.virtual_size;
+    }
+    if parameters.format == Format::Vhd && parameters.virtual_size != info.virtual_size {
+        return Err(Error::new(
+            ErrorKind::ParentSizeMismatch,
+            format!(
+                "a VHD child has the size of its parent {}: {} bytes, not {}",
+                parent_path.display(),
+                info.virtual_size,
+                parameters.virtual_size
+            ),
+        )
+        .with_path(&options.path)
+        .with_hint("leave the size out, or use the VHDX format"));
     }
     parameters
         .physical_sector_size
@@ -109,5 +124,5 @@ fn complete(options: &CreateOptions) -> Result<CreateParameters> {
         &info,
         &options.open_parent,
     )?);
-    Ok(parameters)
+    Ok((parameters, Some(parent)))
 }

@@ -15,6 +15,7 @@ pub mod resize;
 pub mod set;
 pub mod set_parent;
 
+use crate::disk::VirtualDisk;
 use crate::error::Result;
 use crate::image::{CreateParameters, Format, ImageBuilder};
 use crate::raw::RawBuilder;
@@ -22,7 +23,25 @@ use crate::storage::Storage;
 use crate::vhd::VhdBuilder;
 use crate::vhdx::VhdxBuilder;
 use crate::{Error, ErrorKind};
+use std::path::Path;
 use std::sync::Arc;
+
+/// Fails if a file to be made is one that the new disk is to be made of: it would be lost.
+pub(crate) fn refuse_own_file(target: &Path, source: &VirtualDisk) -> Result<()> {
+    let layers = source.layers();
+    if !layers
+        .iter()
+        .any(|layer| set_parent::same_file(&layer.path, target))
+    {
+        return Ok(());
+    }
+    Err(Error::new(
+        ErrorKind::SharingViolation,
+        "the new disk would take the place of one that it is made from",
+    )
+    .with_path(target)
+    .with_hint("choose another name"))
+}
 
 /// Starts an image of any writable format on an empty storage.
 ///

@@ -283,13 +283,11 @@ impl SparseBuilder {
             offset / self.shape.block_size,
             offset % self.shape.block_size,
         );
-        if within + length > self.shape.block_size
-            || !offset.is_multiple_of(SECTOR)
-            || !length.is_multiple_of(SECTOR)
-        {
+        // The last sector of a raw disk may be short: what it lacks reads as zeros.
+        if within + length > self.shape.block_size || !offset.is_multiple_of(SECTOR) {
             return Err(Error::new(
                 ErrorKind::InvalidParameter,
-                format!("{length} bytes at {offset} are not whole sectors of one block"),
+                format!("{length} bytes at {offset} are not sectors of one block"),
             ));
         }
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
@@ -341,7 +339,7 @@ impl SparseBuilder {
             }
         }
         if let Some(bitmap) = state.bitmaps.get(&block) {
-            bitmap.set(within / SECTOR..(within + length) / SECTOR);
+            bitmap.set(within / SECTOR..(within + length).div_ceil(SECTOR));
             if bitmap.all(0..self.shape.sectors()) {
                 // No bitmap means all sectors, and takes no memory.
                 state.bitmaps.remove(&block);

@@ -187,6 +187,11 @@ pub(super) fn bitmap(chunk: u64, entry: u64, file_length: u64) -> Result<Option<
     }
 }
 
+/// The error for a block that shares space with a structure.
+pub(super) fn over_structures(block: u64, entry: u64) -> Error {
+    damaged(block, entry, "leads into the log or a region of the file")
+}
+
 fn damaged(block: u64, entry: u64, why: &str) -> Error {
     Error::new(
         ErrorKind::BlockAllocationTableCorrupt,

@@ -7,11 +7,11 @@ use uuid::Uuid;
 use super::bat::{self, Geometry, Slot};
 use super::header::{self, Headers};
 use super::layout::{
-    ALIGNMENT, BITMAP_BLOCK, HEADER_AREA, HEADER_OFFSETS, MAX_FILE_SIZE, REGION_BAT,
-    REGION_METADATA, REGION_TABLE_OFFSETS,
+    ALIGNMENT, BITMAP_BLOCK, HEADER_AREA, HEADER_OFFSETS, ITEM_PARENT_LOCATOR, MAX_FILE_SIZE,
+    METADATA_IS_REQUIRED, REGION_BAT, REGION_METADATA, REGION_TABLE_OFFSETS,
 };
 use super::log;
-use super::metadata::Metadata;
+use super::metadata::{self, MANDATORY_ITEMS, Metadata};
 use super::pages::{PagedTable, Peek};
 use super::region::{self, Regions};
 use super::space::UsedMap;
@@ -72,6 +72,7 @@ fn check_file(storage: &Arc<dyn Storage>, findings: &mut Findings) -> Result<()>
         Ok(metadata) => metadata,
         Err(e) => return findings.fatal("vhdx-metadata-invalid", e),
     };
+    check_items(&*view, &regions, &metadata, findings)?;
     BatCheck::new(&*view, &headers, &regions, &metadata, length, findings).run()
 }
 
@@ -107,7 +108,17 @@ fn check_headers(
         }
     }
     match Headers::read(storage, length) {
-        Ok(headers) => Ok(Some(headers)),
+        Ok(headers) => {
+            if headers.sequence_number == u64::MAX {
+                findings.add(
+                    "vhdx-sequence-exhausted",
+                    Severity::Error,
+                    HEADER_OFFSETS[headers.current],
+                    "the sequence number cannot grow any more: the file can be read but not written",
+                );
+            }
+            Ok(Some(headers))
+        }
         Err(e) => findings.fatal("vhdx-headers-invalid", e).map(|()| None),
     }
 }
@@ -201,6 +212,39 @@ fn check_regions(
         }
     }
     Ok(Some(regions))
+}
+
+/// What of the metadata is odd but can be understood.
+fn check_items(
+    storage: &dyn Storage,
+    regions: &Regions,
+    metadata: &Metadata,
+    findings: &mut Findings,
+) -> Result<()> {
+    let at = regions.metadata.offset;
+    for item in metadata::read_table(storage, &regions.metadata)? {
+        let system = !item.is_user();
+        if system && item.id == ITEM_PARENT_LOCATOR && !metadata.has_parent {
+            findings.add(
+                "vhdx-parent-locator-unused",
+                Severity::Warning,
+                at + item.offset,
+                "there is a parent locator, but the disk says that it has no parent: it is not used",
+            );
+        }
+        if system && MANDATORY_ITEMS.contains(&item.id) && item.flags & METADATA_IS_REQUIRED == 0 {
+            findings.add(
+                "vhdx-item-not-required",
+                Severity::Info,
+                at + item.offset,
+                format!(
+                    "metadata item {} is not marked as required",
+                    Uuid::from(item.id)
+                ),
+            );
+        }
+    }
+    Ok(())
 }
 
 /// The walk over the BAT.
@@ -339,7 +383,7 @@ impl<'a> BatCheck<'a> {
             }
             bat::UNMAPPED_DRAFT => self.findings.add(
                 "vhdx-bat-state-draft",
-                Severity::Info,
+                Severity::Error,
                 at,
                 format!("block {block} has state 5 of a draft of the format, read as zeros"),
             ),

@@ -166,10 +166,7 @@ fn has_possible_flags(item: &Item) -> bool {
         && match item.id {
             _ if item.is_user() => item.flags & METADATA_IS_REQUIRED == 0,
             ITEM_FILE_PARAMETERS => !of_disk,
-            ITEM_VIRTUAL_DISK_SIZE
-            | ITEM_VIRTUAL_DISK_ID
-            | ITEM_LOGICAL_SECTOR_SIZE
-            | ITEM_PHYSICAL_SECTOR_SIZE => of_disk,
+            id if MANDATORY_ITEMS.contains(&id) => of_disk,
             _ => true,
         }
 }
@@ -197,6 +194,15 @@ pub(super) fn encode_table(items: &[Item]) -> Vec<u8> {
     bytes.resize(METADATA_TABLE_LENGTH, 0);
     bytes
 }
+
+/// The items that every file has (5).
+pub(super) const MANDATORY_ITEMS: [Guid; 5] = [
+    ITEM_FILE_PARAMETERS,
+    ITEM_VIRTUAL_DISK_SIZE,
+    ITEM_VIRTUAL_DISK_ID,
+    ITEM_LOGICAL_SECTOR_SIZE,
+    ITEM_PHYSICAL_SECTOR_SIZE,
+];
 
 fn is_known(item: &Item) -> bool {
     !item.is_user()

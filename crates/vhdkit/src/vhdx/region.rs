@@ -1,6 +1,7 @@
 //! The two region tables (format sheet 2.3).
 
 use std::collections::HashSet;
+use std::ops::Range;
 
 use uuid::Uuid;
 use zerocopy::{FromBytes, IntoBytes};
@@ -42,6 +43,8 @@ pub(super) struct Regions {
     pub(super) metadata: Region,
     /// All of them, known or not.
     pub(super) all: Vec<Region>,
+    /// The log, which is no region, as it was when the file was opened.
+    log: Range<u64>,
 }
 
 /// The bytes of one copy, if signature and checksum are right.
@@ -69,6 +72,11 @@ impl Regions {
     }
 
     fn parse(table: &[u8], headers: &Headers, file_length: u64) -> Result<Self> {
+        let (header, _) = RegionTableHeader::ref_from_prefix(table)
+            .map_err(|_| corrupt("the region table is too short"))?;
+        if header.reserved.get() != 0 {
+            return Err(corrupt("the region table has reserved bits set"));
+        }
         let all = entries(table)?;
         let mut seen = HashSet::new();
         let (mut bat, mut metadata) = (None, None);
@@ -117,7 +125,17 @@ impl Regions {
             bat: bat.ok_or_else(|| corrupt("the BAT region is missing"))?,
             metadata: metadata.ok_or_else(|| corrupt("the metadata region is missing"))?,
             all,
+            log: headers.log_offset..headers.log_offset + headers.log_length,
         })
+    }
+
+    /// True if a range of the file shares a byte with a region or the log.
+    pub(super) fn overlap(&self, range: &Range<u64>) -> bool {
+        let shares = |start, end| start < range.end && range.start < end;
+        self.all
+            .iter()
+            .any(|region| shares(region.offset, region.end()))
+            || shares(self.log.start, self.log.end)
     }
 }
 
@@ -167,15 +185,24 @@ pub(super) fn entries(table: &[u8]) -> Result<Vec<Region>> {
     let count = crate::num::to_usize(header.entry_count.get().into());
     let (entries, _) = <[RegionTableEntry]>::ref_from_prefix_with_elems(rest, count)
         .map_err(|_| corrupt(format!("a region table cannot hold {count} entries")))?;
-    Ok(entries
+    entries
         .iter()
-        .map(|entry| Region {
-            guid: entry.guid,
-            offset: entry.file_offset.get(),
-            length: entry.length.get().into(),
-            required: entry.required.get() & REGION_REQUIRED != 0,
+        .map(|entry| {
+            let required = entry.required.get();
+            if required & !REGION_REQUIRED != 0 {
+                return Err(corrupt(format!(
+                    "region {:?} has reserved bits set",
+                    entry.guid
+                )));
+            }
+            Ok(Region {
+                guid: entry.guid,
+                offset: entry.file_offset.get(),
+                length: entry.length.get().into(),
+                required: required != 0,
+            })
         })
-        .collect())
+        .collect()
 }
 
 /// A table with these regions, checksum included.

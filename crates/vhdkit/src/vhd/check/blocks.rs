@@ -11,7 +11,7 @@ use crate::vhd::bat::{Bat, Entry, Front};
 use crate::vhd::bitmap::SectorBitmap;
 use crate::vhd::header::SparseHeader;
 use crate::vhd::image::{end_of_use, reserved_ranges};
-use crate::vhd::layout::{Footer, Locator, SECTOR, UNALLOCATED};
+use crate::vhd::layout::{Footer, HEADER_SIZE, Locator, NO_OFFSET, SECTOR, UNALLOCATED};
 use crate::vhd::locator::{self, MAC, MACX, NONE, W2KU, W2RU, WI2K, WI2R};
 
 use Severity::{Error as Bad, Info, Warning};
@@ -65,6 +65,14 @@ fn parent(
     limit: u64,
 ) {
     let at = header.offset;
+    if header.raw.data_offset.get() != NO_OFFSET {
+        report.add(
+            Info,
+            "vhd-header-data-offset",
+            at + 8,
+            "the header's own data offset is not 0xffffffffffffffff",
+        );
+    }
     if !differencing {
         if header.raw.parent_unique_id != [0; 16] {
             report.add(
@@ -91,6 +99,30 @@ fn parent(
             continue;
         }
         let name = code.escape_ascii();
+        let (start, length) = (
+            locator.platform_data_offset.get(),
+            u64::from(locator.platform_data_length.get()),
+        );
+        let end = start.saturating_add(length);
+        let structures = [
+            0..SECTOR,
+            header.offset..header.offset + HEADER_SIZE,
+            header.table_offset..header.table_end(),
+        ];
+        let utf16 = [W2RU, W2KU].contains(&code);
+        if !start.is_multiple_of(SECTOR)
+            || (utf16 && length % 2 != 0)
+            || structures.iter().any(|s| s.start < end && start < s.end)
+        {
+            report.add(
+                Bad,
+                "vhd-locator-misplaced",
+                at,
+                format!(
+                    "the parent locator '{name}' of {length} bytes at {start} is not whole text in a place of its own"
+                ),
+            );
+        }
         if ![W2RU, W2KU, WI2R, WI2K, MAC, MACX].contains(&code) {
             report.add(
                 Info,

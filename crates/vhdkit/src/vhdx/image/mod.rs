@@ -154,7 +154,15 @@ impl VhdxImage {
 
     fn decode(&self, block: u64, entry: u64) -> Result<Block> {
         let file_end = self.file_end.load(Ordering::Relaxed);
-        bat::payload(block, entry, self.metadata.has_parent, file_end)
+        let found = bat::payload(block, entry, self.metadata.has_parent, file_end)?;
+        match found {
+            Block::Present(at) | Block::Partial(at)
+                if self.regions.overlap(&(at..at + self.geometry.block_size)) =>
+            {
+                Err(bat::over_structures(block, entry))
+            }
+            _ => Ok(found),
+        }
     }
 
     /// Cuts a range of the disk at block boundaries: block, offset in it, length.
