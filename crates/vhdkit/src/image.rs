@@ -506,7 +506,7 @@ pub struct ParentLink {
     pub identifier: Uuid,
     /// Path relative to the child's folder with Windows separators, `.\parent.vhdx`.
     pub relative_path: String,
-    /// Absolute path as text: a Windows path if one is known, else that of this system.
+    /// Absolute path as text. Stored if it is a Windows path, or one of this system in the notation of Windows.
     pub absolute_path: String,
     /// Last change of the parent's file, in seconds since 1970.
     pub modified: i64,
