@@ -52,7 +52,7 @@ impl Device {
     /// The device that shows a file, whoever attached it.
     pub(crate) fn find(path: &Path) -> Option<Self> {
         let found = vhdkit_attach::find(path).ok()?;
-        (found.backend == BackendKind::Loop && found.alive && !found.leaving)
+        (found.backend != BackendKind::File && found.alive && !found.leaving)
             .then_some(Self::Others(found))
     }
 
@@ -63,7 +63,7 @@ impl Device {
         }
     }
 
-    /// `/dev/loop0`.
+    /// `/dev/loop0`, `/dev/ublkb0`.
     pub(crate) fn node(&self) -> &Path {
         &self.attachment().device
     }
@@ -89,7 +89,7 @@ impl Device {
 /// All devices of all processes.
 pub(crate) fn all() -> Answer<Vec<PathBuf>> {
     let mut found = vhdkit_attach::list()?;
-    found.retain(|attachment| attachment.alive && attachment.backend == BackendKind::Loop);
+    found.retain(|attachment| attachment.alive && attachment.backend != BackendKind::File);
     Ok(found.into_iter().map(|found| found.device).collect())
 }
 

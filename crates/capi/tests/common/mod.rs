@@ -20,7 +20,7 @@ pub fn include() -> PathBuf {
 }
 
 /// The folder of the shared library that was built with this test.
-fn library() -> PathBuf {
+pub fn library() -> PathBuf {
     let test = std::env::current_exe().unwrap();
     let deps = test.parent().unwrap();
     // Cargo puts it beside the tests; with some versions only one folder above.

@@ -1,5 +1,5 @@
 //! Converting without copying: a raw disk and a fixed VHD differ by a footer; a raw disk and a VHDX by where their data
-//! lies, which a file system that shares blocks can change (docs/decisions/0005).
+//! lies, which a file system that shares blocks can change (docs/decisions/0007).
 
 use std::path::PathBuf;
 use std::sync::Arc;
