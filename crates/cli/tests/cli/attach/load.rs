@@ -40,7 +40,7 @@ fn what_was_written_deep_and_wide_is_what_is_read() {
                     &folder,
                     &device,
                     &format!(
-                        "--name=v --iodepth={depth} --rw=randwrite --bs=4k --size=48M --offset=$(({round} % 8 * 64))M --verify=crc32c --verify_fatal=1 --randseed={round}"
+                        "--name=v --iodepth={depth} --rw=randwrite --bs=4k --size=24M --offset=$(({round} % 8 * 64))M --verify=crc32c --verify_fatal=1 --randseed={round}"
                     ),
                 );
             }
@@ -77,7 +77,7 @@ fn what_was_written_deep_and_wide_is_what_is_read() {
             &folder,
             again.device(),
             &format!(
-                "--name=v --iodepth=32 --rw=randread --bs=4k --size=48M --offset=$(({last} % 8 * 64))M --verify=crc32c --verify_only=1 --randseed={last}"
+                "--name=v --iodepth=32 --rw=randread --bs=4k --size=24M --offset=$(({last} % 8 * 64))M --verify=crc32c --verify_only=1 --randseed={last}"
             ),
         );
         sh(
