@@ -282,6 +282,7 @@ mod tests {
     #[test]
     fn zeroing_keeps_or_frees_space_as_it_is_told_and_discarding_frees_it() {
         const PIECE: u64 = 256 * 1024;
+        const THREE: usize = 3 * 256 * 1024;
         let bench = Bench::new();
         let count = |call| bench.storage.counts().of(call);
         let kept_or_freed = || {
@@ -296,16 +297,13 @@ mod tests {
             let after = kept_or_freed();
             (after.0 > before.0, after.1 > before.1)
         };
-        bench.write(0, 0, &[7; 1 << 20]);
+        bench.write(0, 0, &vec![7; 1 << 20]);
         let keep = IoDescriptor::WRITE_ZEROES | IoDescriptor::NO_UNMAP;
         assert_eq!(run(keep, 0, PIECE), (true, false));
         assert_eq!(run(keep, 2 * MIB, MIB), (true, false));
         assert_eq!(run(IoDescriptor::WRITE_ZEROES, PIECE, PIECE), (false, true));
         assert_eq!(run(IoDescriptor::DISCARD, 2 * PIECE, PIECE), (false, true));
-        assert_eq!(
-            bench.read(0, PIECE as usize * 3),
-            vec![0; PIECE as usize * 3]
-        );
+        assert_eq!(bench.read(0, THREE), vec![0; THREE]);
         assert_eq!(bench.read(3 * PIECE, 4096), [7; 4096]);
         // A whole block leaves the disk.
         assert_eq!(bench.run(IoDescriptor::DISCARD, 0, MIB), 0);
