@@ -1,6 +1,6 @@
 //! What `cargo xtask install` installs is what a program is built with: headers, libraries, virtdisk.pc.
 
-#![allow(clippy::unwrap_used, reason = "tests")]
+#![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
 
 mod common;
 
