@@ -73,6 +73,14 @@ pub(crate) fn run(args: &AttachArgs, session: &mut Session) -> Result<u8, Failur
         .lifetime(lifetime)
         .attach(&args.path)
         .map_err(|e| explain(e, args.read_only))?;
+    let asked = Arc::new(AtomicBool::new(false));
+    if args.foreground {
+        // Before it is said that the device is there: whoever reads that may be quick.
+        let told = asked.clone();
+        session
+            .interrupt
+            .calls(move || told.store(true, Ordering::Release));
+    }
     let attachment = attached.attachment();
     if args.output.json {
         session.out.json(&Row::of(attachment))?;
@@ -87,11 +95,6 @@ pub(crate) fn run(args: &AttachArgs, session: &mut Session) -> Result<u8, Failur
     }
     session.out.flush()?;
     if args.foreground {
-        let asked = Arc::new(AtomicBool::new(false));
-        let told = asked.clone();
-        session
-            .interrupt
-            .calls(move || told.store(true, Ordering::Release));
         while !asked.load(Ordering::Acquire) && attached.is_alive() {
             std::thread::sleep(Duration::from_millis(50));
         }
