@@ -74,13 +74,14 @@ step() {
 # The peers that our files are read back with, and the tools of the end-to-end tests.
 QEMU_PACKAGES=(qemu-utils qemu-system-common qemu-system-x86)
 PACKAGES=(7zip libvhdi-utils python3-libvhdi fio strace e2fsprogs xfsprogs btrfs-progs zstd tmux gdisk fdisk gcc g++ valgrind
+  mono-mcs mono-runtime pkgconf python3
   libnbd-bin python3-libnbd nbdkit nbd-client gnutls-bin fuse3 busybox-static cpio kmod xz-utils)
 
 install_packages() {
   local qemu=() others=() package
   if ! command -v dpkg-query >/dev/null; then
     local missing=() tool
-    for tool in qemu-img qemu-io 7zz vhdiinfo fio strace mkfs.xfs mkfs.btrfs zstd tmux sgdisk sfdisk gcc g++ valgrind nbdinfo nbdkit nbd-client certtool fusermount3 \
+    for tool in qemu-img qemu-io 7zz vhdiinfo fio strace mkfs.xfs mkfs.btrfs zstd tmux sgdisk sfdisk gcc g++ valgrind mcs mono pkg-config python3 nbdinfo nbdkit nbd-client certtool fusermount3 \
       qemu-system-x86_64 busybox cpio modprobe xz; do
       command -v "$tool" >/dev/null || missing+=("$tool")
     done

@@ -1,7 +1,7 @@
 //! Tasks of the project that cargo alone cannot do.
 //!
 //! ```text
-//! cargo xtask install --prefix DIR [--destdir DIR] [--libdir DIR] [--debug]
+//! cargo xtask install --prefix DIR [--destdir DIR] [--libdir DIR] [--debug | --built DIR]
 //! ```
 
 use std::path::{Path, PathBuf};
@@ -13,7 +13,7 @@ const SOVERSION: &str = "0";
 const VERSION: &str = env!("CARGO_PKG_VERSION");
 
 const USAGE: &str = "\
-usage: cargo xtask install --prefix DIR [--destdir DIR] [--libdir DIR] [--debug]
+usage: cargo xtask install --prefix DIR [--destdir DIR] [--libdir DIR] [--debug | --built DIR]
 
 Builds libvirtdisk and installs it with its headers and virtdisk.pc.
 
@@ -21,6 +21,7 @@ Builds libvirtdisk and installs it with its headers and virtdisk.pc.
   --destdir DIR  put in front of every path that is written (for packages)
   --libdir DIR   the folder for libraries below the prefix (default: lib)
   --debug        install the debug build
+  --built DIR    install what was built before, from this folder
 ";
 
 fn main() -> ExitCode {
@@ -39,6 +40,7 @@ struct Install {
     destdir: Option<PathBuf>,
     libdir: String,
     debug: bool,
+    built: Option<PathBuf>,
 }
 
 impl Install {
@@ -47,8 +49,8 @@ impl Install {
         if rest.next().map(String::as_str) != Some("install") {
             return Err(USAGE.into());
         }
-        let (mut prefix, mut destdir, mut libdir, mut debug) =
-            (None, None, "lib".to_owned(), false);
+        let (mut prefix, mut destdir, mut built) = (None, None, None);
+        let (mut libdir, mut debug) = ("lib".to_owned(), false);
         while let Some(argument) = rest.next() {
             let mut value = || rest.next().cloned().ok_or_else(|| USAGE.to_owned());
             match argument.as_str() {
@@ -56,6 +58,7 @@ impl Install {
                 "--destdir" => destdir = Some(PathBuf::from(value()?)),
                 "--libdir" => libdir = value()?,
                 "--debug" => debug = true,
+                "--built" => built = Some(PathBuf::from(value()?)),
                 _ => return Err(format!("unknown argument {argument}\n{USAGE}")),
             }
         }
@@ -66,6 +69,7 @@ impl Install {
             destdir,
             libdir,
             debug,
+            built,
         })
     }
 
@@ -80,7 +84,10 @@ impl Install {
 
     fn run(&self) -> Result<(), String> {
         let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
-        let built = self.build(&root)?;
+        let built = match &self.built {
+            Some(built) => built.clone(),
+            None => self.build(&root)?,
+        };
         let include = root.join("crates/capi/include");
         for header in [
             "virtdisk.h",

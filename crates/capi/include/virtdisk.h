@@ -688,16 +688,16 @@ DWORD WINAPI CreateVirtualDisk(PVIRTUAL_STORAGE_TYPE VirtualStorageType, PCWSTR 
                                ULONG ProviderSpecificFlags, PCREATE_VIRTUAL_DISK_PARAMETERS Parameters,
                                LPOVERLAPPED Overlapped, PHANDLE Handle);
 
-/* Only with ATTACH_VIRTUAL_DISK_FLAG_NO_LOCAL_HOST, which makes the handle one for ReadFile and WriteFile; as a device of
- * the system: ERROR_NOT_SUPPORTED. */
+/* As a block device, which takes root and the vhdkit command; or with ATTACH_VIRTUAL_DISK_FLAG_NO_LOCAL_HOST, which makes the
+ * handle one for ReadFile and WriteFile. */
 DWORD WINAPI AttachVirtualDisk(HANDLE VirtualDiskHandle, PSECURITY_DESCRIPTOR SecurityDescriptor,
                                ATTACH_VIRTUAL_DISK_FLAG Flags, ULONG ProviderSpecificFlags,
                                PATTACH_VIRTUAL_DISK_PARAMETERS Parameters, LPOVERLAPPED Overlapped);
 DWORD WINAPI DetachVirtualDisk(HANDLE VirtualDiskHandle, DETACH_VIRTUAL_DISK_FLAG Flags, ULONG ProviderSpecificFlags);
 
-/* No disk is attached as a device of the system: ERROR_DEV_NOT_EXIST (55). */
+/* "/dev/loop0"; ERROR_DEV_NOT_EXIST (55) if the disk is not attached as a device. */
 DWORD WINAPI GetVirtualDiskPhysicalPath(HANDLE VirtualDiskHandle, PULONG DiskPathSizeInBytes, PWSTR DiskPath);
-/* ... and so the list is empty. */
+/* Those of all processes. */
 DWORD WINAPI GetAllAttachedVirtualDiskPhysicalPaths(PULONG PathsBufferSizeInBytes, PWSTR PathsBuffer);
 
 /* For handles of attached virtual disks: with HOST_VOLUMES the files of the chain, the leaf first; without, what depends

@@ -1,23 +1,25 @@
 //! AttachVirtualDisk, DetachVirtualDisk and the device paths (contract, 2.3 to 2.6).
 //!
-//! Attached without a local host, a disk has no device: its handles are for ReadFile and WriteFile. That is all there is
-//! so far, so no disk has a device path.
+//! Attached without a local host, a disk has no device: its handles are for ReadFile and WriteFile. Otherwise it becomes a
+//! device of the system (see `device`).
 
 use vhdkit::image::{DiskType, Format};
 
 use crate::access::Right;
 use crate::codes::*;
 use crate::constants::*;
+use crate::device;
 use crate::disk::{Attachment, Disk};
 use crate::guard::{Answer, Code, INVALID, guard, read, require, require_flags, require_or, write};
 use crate::handles;
 use crate::overlapped::{guard_start, run_now};
+use crate::strings::{length, wide_path};
 use crate::types::{ATTACH_VIRTUAL_DISK_PARAMETERS, HANDLE, OVERLAPPED, PWSTR};
 
 /// All flags that exist.
 const KNOWN_FLAGS: u32 = 0x7FF;
 
-/// Flags about the device that there is none of.
+/// Flags about devices that are refused.
 const REFUSED_FLAGS: u32 = ATTACH_VIRTUAL_DISK_FLAG_NON_PNP
     | ATTACH_VIRTUAL_DISK_FLAG_SINGLE_PARTITION
     | ATTACH_VIRTUAL_DISK_FLAG_REGISTER_VOLUME
@@ -27,14 +29,17 @@ const REFUSED_FLAGS: u32 = ATTACH_VIRTUAL_DISK_FLAG_NON_PNP
 ///
 /// | flag | here |
 /// |---|---|
-/// | NO_LOCAL_HOST | required; else ERROR_NOT_SUPPORTED |
-/// | READ_ONLY, RESTRICTED_RANGE | honoured |
-/// | PERMANENT_LIFETIME | honoured, until the process ends |
-/// | NO_DRIVE_LETTER, NO_SECURITY_DESCRIPTOR, BYPASS_DEFAULT_ENCRYPTION_POLICY | so it is without a device |
+/// | none | a device of the system |
+/// | NO_LOCAL_HOST | no device: the handle is for ReadFile and WriteFile |
+/// | READ_ONLY | honoured |
+/// | RESTRICTED_RANGE | honoured with NO_LOCAL_HOST |
+/// | PERMANENT_LIFETIME | honoured; with NO_LOCAL_HOST until the process ends |
+/// | NO_DRIVE_LETTER, NO_SECURITY_DESCRIPTOR, BYPASS_DEFAULT_ENCRYPTION_POLICY | so it always is |
 /// | others | ERROR_NOT_SUPPORTED |
 ///
 /// ERROR_SHARING_VIOLATION if it is attached; ERROR_VHD_PARENT_VHD_NOT_FOUND if parents are missing because the disk
-/// was opened without; ERROR_NOT_SUPPORTED for an ISO.
+/// was opened without; ERROR_NOT_SUPPORTED for an ISO with NO_LOCAL_HOST, and for a device if there is no program that
+/// serves it; ERROR_PRIVILEGE_NOT_HELD for a device without root.
 ///
 /// # Safety
 /// Pointers are NULL or lead to what their types say, `parameters` to as much as its version has.
@@ -68,37 +73,43 @@ pub unsafe extern "C" fn AttachVirtualDisk(
         let sector = u64::from(info.logical_sector_size);
         require(end <= info.virtual_size)?;
         require(offset.is_multiple_of(sector) && length.is_multiple_of(sector))?;
-        require_or(
-            has(ATTACH_VIRTUAL_DISK_FLAG_NO_LOCAL_HOST)
-                && !has(REFUSED_FLAGS)
-                && info.format != Format::Iso,
-            ERROR_NOT_SUPPORTED,
-        )?;
+        let is_device = !has(ATTACH_VIRTUAL_DISK_FLAG_NO_LOCAL_HOST);
+        let is_supported = if is_device {
+            !restricted
+        } else {
+            info.format != Format::Iso
+        };
+        require_or(is_supported && !has(REFUSED_FLAGS), ERROR_NOT_SUPPORTED)?;
         require_or(disk.attachment().is_none(), ERROR_SHARING_VIOLATION)?;
         require_whole(disk)?;
         let permanent = has(ATTACH_VIRTUAL_DISK_FLAG_PERMANENT_LIFETIME);
         let depends = |flag, dependent: u32| if has(flag) { dependent } else { 0 };
         let attachment = Attachment {
+            device: None,
             read_only,
             permanent,
             window: restricted.then_some(offset..end),
-            dependent_flags: DEPENDENT_DISK_FLAG_NO_HOST_DISK
-                | depends(
-                    ATTACH_VIRTUAL_DISK_FLAG_READ_ONLY,
-                    DEPENDENT_DISK_FLAG_READ_ONLY,
-                )
-                | depends(
-                    ATTACH_VIRTUAL_DISK_FLAG_NO_DRIVE_LETTER,
-                    DEPENDENT_DISK_FLAG_NO_DRIVE_LETTER,
-                )
-                | depends(
-                    ATTACH_VIRTUAL_DISK_FLAG_PERMANENT_LIFETIME,
-                    DEPENDENT_DISK_FLAG_PERMANENT_LIFETIME,
-                ),
+            dependent_flags: depends(
+                ATTACH_VIRTUAL_DISK_FLAG_NO_LOCAL_HOST,
+                DEPENDENT_DISK_FLAG_NO_HOST_DISK,
+            ) | depends(
+                ATTACH_VIRTUAL_DISK_FLAG_READ_ONLY,
+                DEPENDENT_DISK_FLAG_READ_ONLY,
+            ) | depends(
+                ATTACH_VIRTUAL_DISK_FLAG_NO_DRIVE_LETTER,
+                DEPENDENT_DISK_FLAG_NO_DRIVE_LETTER,
+            ) | depends(
+                ATTACH_VIRTUAL_DISK_FLAG_PERMANENT_LIFETIME,
+                DEPENDENT_DISK_FLAG_PERMANENT_LIFETIME,
+            ),
         };
         run_now(&handle, overlapped, || {
             let _reserved = disk.reserve()?;
-            disk.attach(attachment)
+            if is_device {
+                disk.attach_device(attachment)
+            } else {
+                disk.attach(attachment)
+            }
         })
     })
 }
@@ -135,7 +146,7 @@ fn require_whole(disk: &Disk) -> Answer {
 
 /// Ends an attachment, whichever handle made it. What was written is durable then.
 ///
-/// ERROR_VHD_INVALID_STATE if the disk is not attached, ERROR_BUSY while an operation is under way.
+/// ERROR_VHD_INVALID_STATE if the disk is not attached, ERROR_BUSY while an operation is under way or the device is in use.
 #[unsafe(no_mangle)]
 pub extern "C" fn DetachVirtualDisk(
     handle: HANDLE,
@@ -147,15 +158,16 @@ pub extern "C" fn DetachVirtualDisk(
         let handle = handles::disk(handle)?;
         handle.access.require(Right::Detach)?;
         let disk = handle.disk()?;
-        let _reserved = disk.reserve()?;
+        let _reserved = disk.reserve_attached()?;
         disk.detach()
     })
 }
 
-/// The device path of an attached disk: ERROR_DEV_NOT_EXIST, since none has a device.
+/// The device path of an attached disk, `/dev/loop0`, with a zero. ERROR_DEV_NOT_EXIST if it has no device;
+/// ERROR_INSUFFICIENT_BUFFER with the bytes needed in `size`.
 ///
 /// # Safety
-/// Pointers are NULL or lead to what their types say.
+/// Pointers are NULL or lead to what their types say, `path` to `size` bytes.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn GetVirtualDiskPhysicalPath(
     handle: HANDLE,
@@ -164,17 +176,21 @@ pub unsafe extern "C" fn GetVirtualDiskPhysicalPath(
 ) -> u32 {
     guard(|| {
         // SAFETY: as this function's.
-        let size = unsafe { read(size) }.ok_or(INVALID)?;
-        require(!path.is_null() || size == 0)?;
+        let given = unsafe { read(size) }.ok_or(INVALID)?;
+        require(!path.is_null() || given == 0)?;
         let handle = handles::disk(handle)?;
         handle.access.require(Right::GetInfo)?;
-        handle.disk()?;
-        Err(Code(ERROR_DEV_NOT_EXIST))
+        let attachment = handle.disk()?.attachment();
+        let device = attachment
+            .and_then(|attachment| attachment.device)
+            .ok_or(Code(ERROR_DEV_NOT_EXIST))?;
+        // SAFETY: as this function's.
+        unsafe { hand_out(&wide_path(device.node()), size, given, path) }
     })
 }
 
-/// The device paths of all attached disks, each with a zero and a further zero at the end: none, since none has a
-/// device.
+/// The device paths of all attached disks of all processes, each with a zero and a further zero at the end.
+/// ERROR_INSUFFICIENT_BUFFER with the bytes needed in `size`; disks come and go, so that the next call may need more.
 ///
 /// # Safety
 /// Pointers are NULL or lead to what their types say, `paths` to `size` bytes.
@@ -187,14 +203,31 @@ pub unsafe extern "C" fn GetAllAttachedVirtualDiskPhysicalPaths(
         // SAFETY: as this function's.
         let given = unsafe { read(size) }.ok_or(INVALID)?;
         require(!paths.is_null() || given == 0)?;
-        // An empty list ends with as many zeros as fit.
-        let zeros = (given / 2).min(2);
-        for i in 0..zeros as usize {
-            // SAFETY: within the `given` bytes of the caller's buffer.
-            unsafe { write(paths.add(i), 0) };
+        let devices = device::all()?;
+        let mut list: Vec<u16> = devices.iter().flat_map(|path| wide_path(path)).collect();
+        if list.is_empty() {
+            // An empty list ends with as many zeros as fit.
+            list.resize(((given / 2).min(2)) as usize, 0);
+        } else {
+            list.push(0);
         }
-        // SAFETY: not NULL, and the caller's to be written.
-        unsafe { write(size, zeros * 2) };
-        Ok(())
+        // SAFETY: as this function's.
+        unsafe { hand_out(&list, size, given, paths) }
     })
+}
+
+/// Writes text of which `size` says the length in bytes, if that is not more than was `given`.
+///
+/// # Safety
+/// `size` may be written, `to` has room for `given` bytes.
+unsafe fn hand_out(text: &[u16], size: *mut u32, given: u32, to: PWSTR) -> Answer {
+    let needed = length(text.len() * 2)?;
+    // SAFETY: as this function's.
+    unsafe { write(size, needed) };
+    require_or(needed <= given, ERROR_INSUFFICIENT_BUFFER)?;
+    for (i, unit) in text.iter().enumerate() {
+        // SAFETY: within the `given` bytes of the caller's buffer.
+        unsafe { write(to.add(i), *unit) };
+    }
+    Ok(())
 }

@@ -74,7 +74,8 @@ struct Request {
 /// | others | ERROR_NOT_SUPPORTED |
 ///
 /// ERROR_FILE_EXISTS if there is a file; ERROR_NOT_SUPPORTED for ISO, VHD Sets, a source limit, a type of a backing file
-/// and blocks aligned to more than 1 MiB; ERROR_ACCESS_DENIED if a mask lacks CREATE; what the verbs can fail with.
+/// and blocks aligned to more than 1 MiB; ERROR_ACCESS_DENIED if a mask lacks CREATE; ERROR_VHD_PARENT_VHD_NOT_FOUND;
+/// what the verbs can fail with.
 ///
 /// # Safety
 /// Pointers are NULL or lead to what their types say, `parameters` to as much as its version has; strings end with a
@@ -249,9 +250,10 @@ impl Request {
     }
 
     fn plan(self, flags: u32, format: Format, file: PathBuf) -> Answer<Plan> {
-        if let Some(parent) = &self.parent {
-            let parent = storage_type::format(self.parent_type, parent)?;
+        if let Some(path) = &self.parent {
+            let parent = storage_type::format(self.parent_type, path)?;
             require_or(parent == format, ERROR_VHD_INVALID_TYPE)?;
+            require_or(path.exists(), ERROR_VHD_PARENT_VHD_NOT_FOUND)?;
         }
         let source = match &self.source {
             None => None,

@@ -1,5 +1,7 @@
 //! GetStorageDependencyInformation, for virtual disk handles (contract, 2.7 and 3.9).
 
+use std::path::Path;
+
 use vhdkit::disk::LayerInfo;
 use vhdkit::image::DiskType;
 use vhdkit::storage::FileStorage;
@@ -18,11 +20,11 @@ use crate::types::{
 /// `Version` and `NumberEntries`.
 const HEADER: usize = 8;
 
-/// Which files are behind an attached disk, the leaf first (`HOST_VOLUMES`), or what depends on it: nothing, since it
-/// has no device. The object is a virtual disk handle, with or without DISK_HANDLE; there are no handles of volumes.
+/// Which files are behind an attached disk, the leaf first (`HOST_VOLUMES`), or what depends on it: nothing that this
+/// library knows of. The object is a virtual disk handle, with or without DISK_HANDLE; there are no handles of volumes.
 ///
-/// In entries of version 2 the host volume is the folder's root, the path that of the file; there is no device and no
-/// dependent volume (empty strings). Strings lie in the buffer, behind the entries.
+/// In entries of version 2 the host volume is the folder's root, the path that of the file; the device is empty if the
+/// disk was attached without a local host, the dependent volume always. Strings lie in the buffer, behind the entries.
 ///
 /// ERROR_INSUFFICIENT_BUFFER with the size needed in `size_used`; ERROR_VIRTDISK_NOT_VIRTUAL_DISK if the disk is not
 /// attached.
@@ -65,7 +67,8 @@ pub unsafe extern "C" fn GetStorageDependencyInformation(
         } else {
             Vec::new()
         };
-        let entries = entries(&layers, attachment.dependent_flags)?;
+        let device = attachment.device.as_ref().map(|device| device.node());
+        let entries = entries(&layers, attachment.dependent_flags, device)?;
         let list = List {
             version,
             entries,
@@ -85,11 +88,12 @@ pub unsafe extern "C" fn GetStorageDependencyInformation(
 struct Entry {
     kind: STORAGE_DEPENDENCY_INFO_TYPE_1,
     level: u32,
+    device: Vec<u16>,
     volume: Vec<u16>,
     path: Vec<u16>,
 }
 
-fn entries(layers: &[LayerInfo], attached: u32) -> Answer<Vec<Entry>> {
+fn entries(layers: &[LayerInfo], attached: u32, device: Option<&Path>) -> Answer<Vec<Entry>> {
     let mut entries = Vec::new();
     for (i, layer) in layers.iter().enumerate() {
         let mut flags = attached;
@@ -113,6 +117,7 @@ fn entries(layers: &[LayerInfo], attached: u32) -> Answer<Vec<Entry>> {
                 VirtualStorageType: storage_type::of(layer.info.format),
             },
             level: length(i + 1)?,
+            device: wide_path(device.unwrap_or(Path::new(""))),
             volume: wide("/"),
             path: wide_path(&path),
         });
@@ -140,8 +145,9 @@ impl List {
         let strings: usize = if self.version == STORAGE_DEPENDENCY_INFO_VERSION_1 {
             0
         } else {
-            // Two empty strings stand for what there is none of.
-            let units = |entry: &Entry| entry.volume.len() + entry.path.len() + 2;
+            // An empty string stands for the dependent volume.
+            let units =
+                |entry: &Entry| entry.device.len() + entry.volume.len() + entry.path.len() + 1;
             self.entries.iter().map(units).sum()
         };
         HEADER + self.entries.len() * self.entry_size() + strings * 2
@@ -175,7 +181,7 @@ impl List {
                 ProviderSpecificFlags: 0,
                 VirtualStorageType: entry.kind.VirtualStorageType,
                 AncestorLevel: entry.level,
-                DependencyDeviceName: text(&[0]),
+                DependencyDeviceName: text(&entry.device),
                 HostVolumeName: text(&entry.volume),
                 DependentVolumeName: text(&[0]),
                 DependentVolumeRelativePath: text(&entry.path),

@@ -8,20 +8,22 @@ use std::ops::Range;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, RwLockWriteGuard, Weak};
 
 use uuid::Uuid;
 use vhdkit::disk::Parents;
 use vhdkit::image::Format;
 use vhdkit::scsi::{Command, Response, ScsiTarget};
+use vhdkit::verbs::mirror::break_mirror;
 use vhdkit::{OpenOptions, VirtualDisk};
 
-use crate::access::Access;
+use crate::access::{Access, Right};
 use crate::codes::{
     ERROR_ACCESS_DENIED, ERROR_BUSY, ERROR_FILE_CORRUPT, ERROR_SHARING_VIOLATION,
     ERROR_VHD_INVALID_STATE,
 };
 use crate::constants::*;
+use crate::device::Device;
 use crate::guard::{Answer, Code, require_or};
 use crate::overlapped::Operations;
 
@@ -51,6 +53,7 @@ impl Opening {
             .write_depth(self.access.write_depth())
             .direct(!has(OPEN_VIRTUAL_DISK_FLAG_CACHED_IO))
             .cached_parents(has(OPEN_VIRTUAL_DISK_FLAG_PARENT_CACHED_IO))
+            .record_native_paths(true)
             .ignore_relative_paths(has(OPEN_VIRTUAL_DISK_FLAG_IGNORE_RELATIVE_PARENT_LOCATOR))
             .parents(if has(alone) {
                 Parents::Ignored
@@ -80,7 +83,6 @@ const ISO_SECTOR: u64 = 2048;
 /// A disk that is open.
 pub(crate) struct Disk {
     opened: RwLock<Opened>,
-    file: FileId,
     attachment: Mutex<Option<Attachment>>,
     /// Handles that do more than ask.
     users: AtomicUsize,
@@ -89,16 +91,63 @@ pub(crate) struct Disk {
 }
 
 #[derive(Clone)]
-struct Opened {
-    disk: Arc<VirtualDisk>,
+pub(crate) struct Opened {
+    /// While a device has the file: a look at it.
+    pub(crate) disk: Arc<VirtualDisk>,
     opening: Opening,
     /// The disk as a SCSI device, once somebody has sent it a command.
     scsi: Arc<OnceLock<ScsiTarget>>,
 }
 
-/// An attachment without a local host: the disk's handles are for reading and writing.
-#[derive(Clone, PartialEq, Eq, Debug)]
+impl Opened {
+    fn new(disk: VirtualDisk, opening: Opening) -> Self {
+        Self {
+            disk: Arc::new(disk),
+            opening,
+            scsi: Arc::default(),
+        }
+    }
+
+    /// The chain that it has, whatever files record.
+    fn same_chain(&self) -> OpenOptions {
+        let layers = self.disk.layers();
+        let parents: Vec<_> = layers
+            .iter()
+            .skip(1)
+            .map(|layer| layer.path.clone())
+            .collect();
+        let options = self.opening.options();
+        if parents.is_empty() {
+            options
+        } else {
+            options.parents(Parents::Given(parents))
+        }
+    }
+
+    /// Closes the files, but for a look at them.
+    fn let_go(&mut self) -> Answer {
+        let look = look_at(self.same_chain(), &self.disk.path())?;
+        *self = Self::new(look, self.opening);
+        Ok(())
+    }
+
+    /// Opens the files again.
+    fn take_back(&mut self) -> Answer {
+        let disk = self.same_chain().open(self.disk.path())?;
+        *self = Self::new(disk, self.opening);
+        Ok(())
+    }
+}
+
+fn look_at(options: OpenOptions, path: &Path) -> Answer<VirtualDisk> {
+    Ok(options.write_depth(0).unlocked(true).open(path)?)
+}
+
+/// Without a device, the disk's handles are for reading and writing.
+#[derive(Clone)]
 pub(crate) struct Attachment {
+    /// As a device of the system.
+    pub(crate) device: Option<Arc<Device>>,
     pub(crate) read_only: bool,
     pub(crate) permanent: bool,
     /// The part of the disk that is shown, in bytes; all of it is `None`.
@@ -110,8 +159,13 @@ pub(crate) struct Attachment {
 /// Device and inode of the leaf when it was opened.
 type FileId = Option<(u64, u64)>;
 
-/// All open disks.
-static OPEN: Mutex<Vec<Weak<Disk>>> = Mutex::new(Vec::new());
+/// All open disks, by their files: looking for one must not keep another one open that is just being closed.
+/// A mirrored disk moves to another file.
+static OPEN: Mutex<Vec<(FileId, Weak<Disk>)>> = Mutex::new(Vec::new());
+
+fn file_id(path: &Path) -> FileId {
+    std::fs::metadata(path).ok().map(|m| (m.dev(), m.ino()))
+}
 /// Disks that stay attached without a handle.
 static PERMANENT: Mutex<Vec<Arc<Disk>>> = Mutex::new(Vec::new());
 
@@ -123,12 +177,12 @@ impl Disk {
     /// Opens a disk, or joins one that is open.
     pub(crate) fn open(path: &Path, opening: Opening) -> Answer<Arc<Self>> {
         let mut open = lock(&OPEN);
-        open.retain(|disk| disk.strong_count() > 0);
-        let file = std::fs::metadata(path).ok().map(|m| (m.dev(), m.ino()));
+        open.retain(|(_, disk)| disk.strong_count() > 0);
+        let file = file_id(path);
         let there: Vec<_> = open
             .iter()
-            .filter_map(Weak::upgrade)
-            .filter(|disk| file.is_some() && disk.file == file)
+            .filter(|(of, _)| file.is_some() && *of == file)
+            .filter_map(|(_, disk)| disk.upgrade())
             .collect();
         for disk in &there {
             if disk.may_join(opening)? {
@@ -143,18 +197,26 @@ impl Disk {
             asked.reopen(path, opening)?;
             return Ok(asked.clone());
         }
+        let (found, attachment) = match opening.open(path) {
+            Ok(found) if opening.access.write_depth() > 0 => (found, None),
+            // A device that is read-only leaves room for readers.
+            Ok(found) => match Device::find(path) {
+                Some(device) => meet_device(path, opening, device)?,
+                None => (found, None),
+            },
+            Err(Code(ERROR_SHARING_VIOLATION)) => {
+                let device = Device::find(path).ok_or(Code(ERROR_SHARING_VIOLATION))?;
+                meet_device(path, opening, device)?
+            }
+            Err(code) => return Err(code),
+        };
         let disk = Arc::new(Self {
-            opened: RwLock::new(Opened {
-                disk: Arc::new(opening.open(path)?),
-                opening,
-                scsi: Arc::default(),
-            }),
-            file,
-            attachment: Mutex::new(None),
+            opened: RwLock::new(Opened::new(found, opening)),
+            attachment: Mutex::new(attachment),
             users: AtomicUsize::new(0),
             busy: AtomicBool::new(false),
         });
-        open.push(Arc::downgrade(&disk));
+        open.push((file, Arc::downgrade(&disk)));
         Ok(disk)
     }
 
@@ -164,9 +226,11 @@ impl Disk {
         if opening.access.only_asks() {
             return Ok(true);
         }
-        if self.attachment().is_some_and(|a| a.permanent) {
-            let detach = opening.access.require(crate::access::Right::Detach);
-            detach.map_err(|_| Code(ERROR_SHARING_VIOLATION))?;
+        if self
+            .attachment()
+            .is_some_and(|a| a.permanent || a.device.is_some())
+        {
+            require_detach(opening)?;
             require_or(wanted <= given, ERROR_ACCESS_DENIED)?;
             return Ok(true);
         }
@@ -178,7 +242,7 @@ impl Disk {
     }
 
     fn reopen(&self, path: &Path, opening: Opening) -> Answer {
-        let mut opened = self.opened.write().unwrap_or_else(PoisonError::into_inner);
+        let mut opened = self.write_opened();
         // Two readers of one file are allowed, a reader beside a writer is not: the reader goes first. Should the
         // disk not open for writing, it is opened as it was.
         let before = opened.opening;
@@ -193,12 +257,12 @@ impl Disk {
                 return Err(e);
             }
         };
-        *opened = Opened {
-            disk: Arc::new(disk),
-            opening,
-            scsi: Arc::default(),
-        };
+        *opened = Opened::new(disk, opening);
         Ok(())
+    }
+
+    fn write_opened(&self) -> RwLockWriteGuard<'_, Opened> {
+        self.opened.write().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn opened(&self) -> Opened {
@@ -211,6 +275,21 @@ impl Disk {
     /// The library's disk.
     pub(crate) fn disk(&self) -> Arc<VirtualDisk> {
         self.opened().disk
+    }
+
+    /// Ends a mirror: the disk goes on with the copy, and is known by its file from then on. The number of the old file
+    /// may be that of another one soon.
+    pub(crate) fn break_mirror(&self) -> Answer {
+        let mut open = lock(&OPEN);
+        let disk = self.disk();
+        break_mirror(&disk)?;
+        let moved = file_id(&disk.path());
+        for (file, other) in open.iter_mut() {
+            if std::ptr::eq(other.as_ptr(), self) {
+                *file = moved;
+            }
+        }
+        Ok(())
     }
 
     /// Sends one command to the disk as a SCSI device.
@@ -229,7 +308,40 @@ impl Disk {
 
     /// How it is attached.
     pub(crate) fn attachment(&self) -> Option<Attachment> {
-        lock(&self.attachment).clone()
+        let mut here = lock(&self.attachment);
+        let is_gone = |device: &Arc<Device>| !device.is_alive();
+        if here
+            .as_ref()
+            .is_some_and(|a| a.device.as_ref().is_some_and(is_gone))
+        {
+            // By another hand. If others have the file by now, the look stays.
+            *here = None;
+            drop(here);
+            let _ = self.write_opened().take_back();
+            return None;
+        }
+        here.clone()
+    }
+
+    /// Attaches it as a device of the system, which has its files from then on. As [`Disk::attach`], and what
+    /// [`Device::attach`] fails with.
+    pub(crate) fn attach_device(&self, attachment: Attachment) -> Answer {
+        require_or(self.attachment().is_none(), ERROR_SHARING_VIOLATION)?;
+        let mut opened = self.write_opened();
+        opened.let_go()?;
+        match Device::attach(&opened, attachment.read_only, attachment.permanent) {
+            Ok(device) => {
+                *lock(&self.attachment) = Some(Attachment {
+                    device: Some(Arc::new(device)),
+                    ..attachment
+                });
+                Ok(())
+            }
+            Err(code) => {
+                opened.take_back()?;
+                Err(code)
+            }
+        }
     }
 
     /// Attaches it. ERROR_SHARING_VIOLATION if it is attached.
@@ -245,8 +357,13 @@ impl Disk {
 
     /// Ends the attachment. ERROR_VHD_INVALID_STATE if there is none.
     pub(crate) fn detach(self: &Arc<Self>) -> Answer {
+        let attachment = self.attachment().ok_or(Code(ERROR_VHD_INVALID_STATE))?;
+        if let Some(device) = attachment.device {
+            device.detach()?;
+            *lock(&self.attachment) = None;
+            return self.write_opened().take_back();
+        }
         let mut here = lock(&self.attachment);
-        require_or(here.is_some(), ERROR_VHD_INVALID_STATE)?;
         let disk = self.disk();
         if disk.is_writable() {
             disk.flush()?;
@@ -267,13 +384,51 @@ impl Disk {
         require_or(!writable, ERROR_VHD_INVALID_STATE)
     }
 
-    /// Reserves the disk for one operation. ERROR_BUSY if there is one.
+    /// Reserves the disk for one operation that changes it. ERROR_BUSY if there is one, ERROR_VHD_INVALID_STATE while a
+    /// device has it.
     pub(crate) fn reserve(self: &Arc<Self>) -> Answer<Reserved> {
+        let reserved = self.reserve_attached()?;
+        let has_device = self.attachment().is_some_and(|a| a.device.is_some());
+        require_or(!has_device, ERROR_VHD_INVALID_STATE)?;
+        Ok(reserved)
+    }
+
+    /// As [`Disk::reserve`], for detaching: also while a device has it.
+    pub(crate) fn reserve_attached(self: &Arc<Self>) -> Answer<Reserved> {
         if self.busy.swap(true, Ordering::AcqRel) {
             return Err(Code(ERROR_BUSY));
         }
         Ok(Reserved(self.clone()))
     }
+}
+
+/// A file that is in use because a device has it can be opened for asking, and for detaching the device (2.4).
+fn meet_device(
+    path: &Path,
+    opening: Opening,
+    device: Device,
+) -> Answer<(VirtualDisk, Option<Attachment>)> {
+    if !opening.access.only_asks() {
+        require_detach(opening)?;
+        let writes = opening.access.write_depth() > 0;
+        require_or(!writes || !device.read_only(), ERROR_ACCESS_DENIED)?;
+    }
+    let look = look_at(opening.options(), path)?;
+    let depends = |is, flag| if is { flag } else { 0 };
+    let attachment = Attachment {
+        read_only: device.read_only(),
+        permanent: device.permanent(),
+        window: None,
+        dependent_flags: depends(device.read_only(), DEPENDENT_DISK_FLAG_READ_ONLY)
+            | depends(device.permanent(), DEPENDENT_DISK_FLAG_PERMANENT_LIFETIME),
+        device: Some(Arc::new(device)),
+    };
+    Ok((look, Some(attachment)))
+}
+
+fn require_detach(opening: Opening) -> Answer {
+    let detach = opening.access.require(Right::Detach);
+    detach.map_err(|_| Code(ERROR_SHARING_VIOLATION))
 }
 
 /// Stands for a disk between two.

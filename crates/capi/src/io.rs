@@ -70,7 +70,8 @@ pub(crate) unsafe fn transfer(
 
 /// The place on the disk of a place in the attached window.
 fn locate(disk: &Disk, offset: u64, length: u32, write: bool) -> Answer<u64> {
-    let attachment = disk.attachment().ok_or(Code(ERROR_NOT_READY))?;
+    let attachment = disk.attachment().filter(|a| a.device.is_none());
+    let attachment = attachment.ok_or(Code(ERROR_NOT_READY))?;
     let target = disk.disk();
     let sector = u64::from(target.info().logical_sector_size);
     require(offset.is_multiple_of(sector) && u64::from(length).is_multiple_of(sector))?;

@@ -8,7 +8,7 @@
 //! | `guard` | the boundary: results become codes, panics stay inside |
 //! | `strings` | UTF-16 and paths |
 //! | `handles`, `event` | handles are numbers that may name an object, never pointers |
-//! | `disk` | what a virtual disk handle stands for, and what it may be used for |
+//! | `disk`, `device` | what a virtual disk handle stands for, and what it may be used for; disks that are devices |
 //! | `overlapped`, `progress` | operations by the address of their OVERLAPPED |
 //! | one file for each group of functions | arguments are checked completely, then the library is called |
 //! | `win32`, `prefixed`, `io` | the Win32 calls that such programs need |
@@ -31,6 +31,7 @@ pub mod codes;
 pub mod constants;
 mod create;
 mod dependency;
+mod device;
 mod disk;
 mod event;
 mod guard;

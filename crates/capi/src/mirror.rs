@@ -3,7 +3,7 @@
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use vhdkit::image::{CreateParameters, DiskType, Format, IdentifierSource, ImageInfo};
-use vhdkit::verbs::mirror::{MirrorOptions, break_mirror, mirror};
+use vhdkit::verbs::mirror::{MirrorOptions, mirror};
 
 use crate::access::Right;
 use crate::codes::*;
@@ -107,6 +107,6 @@ pub extern "C" fn BreakMirrorVirtualDisk(handle: HANDLE) -> u32 {
     guard(|| -> Answer {
         let handle = handles::disk(handle)?;
         handle.access.require(Right::ChangeV2)?;
-        Ok(break_mirror(&handle.disk()?.disk())?)
+        handle.disk()?.break_mirror()
     })
 }

@@ -118,7 +118,7 @@ pub unsafe extern "C" fn MergeVirtualDisk(
             source_depth: source,
             target_depth: target,
             delete_merged: false,
-            open: OpenOptions::new(),
+            open: OpenOptions::new().record_native_paths(true),
             dry_run: false,
         };
         let merged = disk.disk();

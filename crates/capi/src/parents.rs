@@ -1,7 +1,7 @@
 //! AddVirtualDiskParent: a chain made by hand (contract, 2.17).
 
 use crate::access::{Access, Right};
-use crate::codes::{ERROR_ACCESS_DENIED, ERROR_VHD_INVALID_STATE};
+use crate::codes::{ERROR_ACCESS_DENIED, ERROR_VHD_INVALID_STATE, ERROR_VHD_PARENT_VHD_NOT_FOUND};
 use crate::constants::OPEN_VIRTUAL_DISK_FLAG_CUSTOM_DIFF_CHAIN;
 use crate::guard::{guard, require_or};
 use crate::handles;
@@ -38,6 +38,7 @@ pub unsafe extern "C" fn AddVirtualDiskParent(handle: HANDLE, parent: PCWSTR) ->
             custom && disk.attachment().is_none(),
             ERROR_VHD_INVALID_STATE,
         )?;
+        require_or(parent.exists(), ERROR_VHD_PARENT_VHD_NOT_FOUND)?;
         let _reserved = disk.reserve()?;
         Ok(opening.options().append_parent(&disk.disk(), parent)?)
     })

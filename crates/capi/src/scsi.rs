@@ -4,7 +4,7 @@
 
 use vhdkit::scsi::{Command, Data, Direction, Sense, Status};
 
-use crate::codes::ERROR_NOT_SUPPORTED;
+use crate::codes::{ERROR_NOT_SUPPORTED, ERROR_VHD_INVALID_STATE};
 use crate::constants::*;
 use crate::disk::Disk;
 use crate::guard::{INVALID, guard, read, require, require_or, write};
@@ -19,7 +19,7 @@ const MAX_CDB: u8 = 16;
 
 /// Sends one command to the disk. ERROR_SUCCESS says that it arrived; what became of it is in the response.
 ///
-/// ERROR_NOT_SUPPORTED for RSVD handles.
+/// ERROR_NOT_SUPPORTED for RSVD handles, ERROR_VHD_INVALID_STATE while the disk is attached as a device: that takes commands.
 ///
 /// # Safety
 /// Pointers are NULL or lead to what their types say, those of the request to as many bytes as it says.
@@ -46,10 +46,10 @@ pub unsafe extern "C" fn RawSCSIVirtualDisk(
         let handle = handles::disk(handle)?;
         let disk = handle.disk()?;
         require_or(request.RSVDHandle == 0, ERROR_NOT_SUPPORTED)?;
-        let writable = disk.disk().is_writable()
-            && disk
-                .attachment()
-                .is_none_or(|attachment| !attachment.read_only);
+        let attachment = disk.attachment();
+        let has_device = attachment.as_ref().is_some_and(|a| a.device.is_some());
+        require_or(!has_device, ERROR_VHD_INVALID_STATE)?;
+        let writable = disk.disk().is_writable() && attachment.is_none_or(|a| !a.read_only);
         // SAFETY: checked above as far as it can be; the rest is this function's contract.
         let outcome = unsafe { execute(disk, &request, writable) };
         // SAFETY: not NULL, and the caller's to be written.

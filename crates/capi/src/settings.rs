@@ -130,10 +130,11 @@ fn apply(handle: &DiskHandle, disk: &Arc<Disk>, change: Change) -> Answer {
 fn set_parent_at(handle: &DiskHandle, disk: &Disk, depth: usize, parent: PathBuf) -> Answer {
     let target = disk.disk();
     require(depth <= target.layers().len())?;
+    require_or(parent.exists(), ERROR_VHD_PARENT_VHD_NOT_FOUND)?;
     let options = SetParentOptions {
         parent,
         depth,
-        open: vhdkit::OpenOptions::new(),
+        open: vhdkit::OpenOptions::new().record_native_paths(true),
         ignore_identifier: false,
         dry_run: false,
     };

@@ -229,7 +229,7 @@ fn create() {
         files.path("a.vhdx"),
     );
     let (iso, nowhere) = (files.path("new.iso"), files.path("no/new.vhdx"));
-    let relative = wide("a.vhdx");
+    let (relative, gone) = (wide("a.vhdx"), files.path("gone.vhdx"));
     // SAFETY: numbers, for which zeros are valid.
     let any: VIRTUAL_STORAGE_TYPE = unsafe { zeroed() };
     let with = |change: &dyn Fn(&mut CREATE_VIRTUAL_DISK_PARAMETERS_0_3)| {
@@ -306,6 +306,7 @@ fn create() {
         "a relative parent" => ERROR_INVALID_PARAMETER: make(&path, 0, 0, &with(&|p| { p.MaximumSize = 0; p.ParentPath = relative.as_ptr(); }));
         "a relative source" => ERROR_INVALID_PARAMETER: make(&path, 0, 0, &with(&|p| { p.MaximumSize = 0; p.SourcePath = relative.as_ptr(); }));
         "a parent of another format" => ERROR_VHD_INVALID_TYPE: make(&vhd, 0, 0, &with(&|p| { p.MaximumSize = 0; p.ParentPath = parent; }));
+        "a parent that is not there" => ERROR_VHD_PARENT_VHD_NOT_FOUND: make(&path, 0, 0, &with(&|p| { p.MaximumSize = 0; p.ParentPath = gone.as_ptr(); }));
         "less than the source" => ERROR_VHD_INVALID_SIZE: make(&path, 0, 0, &with(&|p| { p.MaximumSize = 4 << 20; p.SourcePath = source; }));
         "a source limit" => ERROR_NOT_SUPPORTED: make(&path, 0, 0, &with(&|p| p.SourceLimitPath = source));
         "a backing file" => ERROR_NOT_SUPPORTED: make(&path, 0, 0, &with(&|p| p.BackingStorageType.DeviceId = 3));
@@ -457,7 +458,7 @@ fn functions_of_a_handle() {
         "only asks" => ERROR_ACCESS_DENIED: AttachVirtualDisk(asks, null_mut(), raw | 1, 0, null(), null_mut());
         "only reads" => ERROR_ACCESS_DENIED: AttachVirtualDisk(reads, null_mut(), raw, 0, null(), null_mut());
         "mask" => ERROR_ACCESS_DENIED: AttachVirtualDisk(v1, null_mut(), raw, 0, null(), null_mut());
-        "a device" => ERROR_NOT_SUPPORTED: AttachVirtualDisk(v2, null_mut(), 0, 0, null(), null_mut());
+        "a device in part" => ERROR_NOT_SUPPORTED: AttachVirtualDisk(v2, null_mut(), ATTACH_VIRTUAL_DISK_FLAG_SINGLE_PARTITION, 0, null(), null_mut());
         "one partition" => ERROR_NOT_SUPPORTED: AttachVirtualDisk(v2, null_mut(), raw | ATTACH_VIRTUAL_DISK_FLAG_SINGLE_PARTITION, 0, null(), null_mut());
         "flags" => ERROR_INVALID_PARAMETER: DetachVirtualDisk(v2, 1, 0);
         "provider's flags" => ERROR_INVALID_PARAMETER: DetachVirtualDisk(v2, 0, 1);

@@ -4,7 +4,11 @@
 
 mod common;
 
+use std::path::Path;
+use std::process::Command;
+
 use common::{Compiler, Language};
+use vhdkit_testkit::require::require;
 
 fn run(source: &str) {
     for language in [Language::C, Language::Cpp] {
@@ -13,6 +17,28 @@ fn run(source: &str) {
         let program = compiler.build(source);
         compiler.execute(&program, &[], &[folder.path()]);
     }
+}
+
+/// Under valgrind: no error, and nothing that nobody points to any more.
+fn run_checked(source: &str, arguments: &[&Path]) {
+    let found = Command::new("valgrind").arg("--version").output().is_ok();
+    if !require(found, "valgrind is not installed") {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let compiler = Compiler::new(Language::C).options(&["-D_GNU_SOURCE"]);
+    let program = compiler.build(source);
+    let tool = [
+        "valgrind",
+        "--quiet",
+        "--error-exitcode=9",
+        "--leak-check=full",
+        "--show-leak-kinds=definite",
+        "--errors-for-leak-kinds=definite",
+        "--fair-sched=yes",
+    ];
+    let all: Vec<&Path> = [folder.path()].iter().chain(arguments).copied().collect();
+    compiler.execute(&program, &tool, &all);
 }
 
 macro_rules! programs {
@@ -24,22 +50,25 @@ macro_rules! programs {
             }
         )*
 
-        /// Slow, and the library is not built for it: once, in the run of ignored tests.
-        #[test]
-        #[ignore = "needs valgrind, takes a minute"]
-        fn valgrind_finds_nothing() {
-            for source in [$(include_str!(concat!("c/", stringify!($name), ".c"))),*] {
-                let folder = tempfile::tempdir().unwrap();
-                let compiler = Compiler::new(Language::C);
-                let program = compiler.build(source);
-                let tool = ["valgrind", "--quiet", "--error-exitcode=9", "--leak-check=full", "--errors-for-leak-kinds=definite"];
-                compiler.execute(&program, &tool, &[folder.path()]);
+        mod under_valgrind {
+            $(
+                #[test]
+                fn $name() {
+                    super::run_checked(include_str!(concat!("c/", stringify!($name), ".c")), &[]);
+                }
+            )*
+
+            /// Eight threads, five seconds of time that goes twenty times as slowly.
+            #[test]
+            fn random() {
+                let (seconds, seed) = ("5".as_ref(), "1".as_ref());
+                super::run_checked(include_str!("c/random.c"), &[seconds, seed]);
             }
         }
     };
 }
 
-programs! { disks progress mirror information operations scsi threads }
+programs! { cancel disks progress mirror information operations scsi threads }
 
 #[test]
 fn source_written_for_windows_compiles_unchanged() {
@@ -57,4 +86,18 @@ fn programs_link_statically_as_well() {
     let folder = tempfile::tempdir().unwrap();
     let compiler = Compiler::new(Language::C).linked_statically();
     compiler.run(include_str!("c/information.c"), &[folder.path()]);
+}
+
+#[test]
+fn disks_become_devices() {
+    let Some(server) = common::server() else {
+        return;
+    };
+    for language in [Language::C, Language::Cpp] {
+        let folder = tempfile::tempdir().unwrap();
+        Compiler::new(language)
+            .options(&["-D_GNU_SOURCE"])
+            .variable("VHDKIT_SERVER", server.clone())
+            .run(include_str!("c/device.c"), &[folder.path()]);
+    }
 }

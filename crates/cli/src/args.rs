@@ -287,7 +287,8 @@ pub(crate) struct ConvertArgs {
     #[arg(value_name = "DST", required_unless_present = "in_place")]
     pub(crate) target: Option<PathBuf>,
 
-    /// Turn a raw disk into a fixed VHD, or back, without copying: by its footer
+    /// Turn a raw disk into a fixed VHD, or back, without copying: by its footer; into a VHDX, or back, where the file
+    /// system shares blocks between files (XFS, btrfs)
     #[arg(long, conflicts_with_all = ["disk_type", "block_size", "force"])]
     pub(crate) in_place: bool,
 

@@ -235,7 +235,10 @@ impl Trial<'_> {
                 let files = shared(&faults);
                 let disk = self.open(&files, self.depth).unwrap();
                 faults[file].fail_once(calls, k, fault);
-                let result = (self.start)(&disk).wait();
+                let running = (self.start)(&disk);
+                let observer = running.observer.clone();
+                let result = running.wait();
+                self.status_agrees(&observer, &result);
                 let met = faults[file].injected() > 0;
                 faults[file].heal();
                 if let Err(e) = &result {
@@ -255,6 +258,52 @@ impl Trial<'_> {
             }
         }
         injected
+    }
+
+    /// P-01, P-20, P-23: asking works whatever became of it, and says what the wait said.
+    fn status_agrees(&self, observer: &Observer, result: &Result<()>) {
+        let status = observer.progress().status;
+        let expected = match result {
+            Ok(()) => Status::Succeeded,
+            Err(e) => Status::Failed(e.kind()),
+        };
+        assert_eq!(status, expected, "{}", self.name);
+        let code = result.as_ref().err().map_or(0, |e| e.kind().win32_code());
+        assert_eq!(status.win32_code(), code, "{}", self.name);
+    }
+
+    /// P-27: while it runs, a second operation on the disk is refused as busy; each has its own progress.
+    pub fn runs_alone(&self) {
+        let faults = faulty(&self.copies());
+        let disk = self.open(&shared(&faults), self.depth).unwrap();
+        let (met, at_work) = std::sync::mpsc::channel();
+        let (go, gate) = std::sync::mpsc::channel::<()>();
+        faults[0].at_call(0, move || {
+            let _ = met.send(());
+            let _ = gate.recv();
+        });
+        let first = (self.start)(&disk);
+        at_work
+            .recv()
+            .unwrap_or_else(|_| panic!("{}: no call", self.name));
+        let second = (self.start)(&disk);
+        let observer = second.observer.clone();
+        let refused = second.wait();
+        self.status_agrees(&observer, &refused);
+        assert_eq!(
+            refused.map_err(|e| e.kind()),
+            Err(ErrorKind::Busy),
+            "{}",
+            self.name
+        );
+        assert_eq!(first.observer.progress().status, Status::Pending);
+        drop(go);
+        let observer = first.observer.clone();
+        first
+            .wait()
+            .unwrap_or_else(|e| panic!("{}: {e}", self.name));
+        assert_eq!(observer.progress().status, Status::Succeeded);
+        close(disk).unwrap();
     }
 
     /// Cancelled at every storage call (or many of them): it ends as aborted or had succeeded, the disk is whole, and
@@ -288,8 +337,10 @@ impl Trial<'_> {
                 }
             });
             let running = (self.start)(&disk);
-            let _ = observer.set(running.observer.clone());
+            let view = running.observer.clone();
+            let _ = observer.set(view.clone());
             let result = running.wait();
+            self.status_agrees(&view, &result);
             let last = faults[self.depth - 1].has_hook();
             match result {
                 Ok(()) => {}
@@ -347,6 +398,8 @@ impl Trial<'_> {
                                     "{}: P-13, P-14, P-16 {seen:?}",
                                     self.name
                                 );
+                                let percent = seen.percent();
+                                assert!((0.0..=100.0).contains(&percent), "P-18: {percent}");
                             }
                             _ => over = true,
                         }

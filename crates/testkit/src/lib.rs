@@ -8,6 +8,7 @@
 //! | [`guest`] | operations of a guest: random ones, and running them on a disk |
 //! | [`history`] | the drivers of crash and fault tests |
 //! | [`contract`] | the same for operations, and the progress contract |
+//! | [`honest`] | is a percentage what it says? by work done on a disk of a known speed |
 //! | [`variant`] | every kind of disk that is tested, made in memory |
 //! | [`probe`] | opening, reading, writing and checking bytes of any origin |
 //! | [`patch`] | changes to the fields of a file, checksums put right |
@@ -35,6 +36,7 @@ pub mod fuzz;
 pub mod guest;
 pub mod hash;
 pub mod history;
+pub mod honest;
 pub mod model;
 pub mod partitions;
 pub mod patch;

@@ -307,7 +307,12 @@ pub trait Image: Send + Sync {
     /// block) in one call, durably. When nothing is left to be moved, the file has been cut off behind the last byte
     /// in use, durably. Identifiers that children have recorded do not change.
     fn pack(&mut self, budget: u64) -> Result<Packed> {
-        let _ = budget;
+        self.pack_telling(budget, &|_| ())
+    }
+
+    /// As [`Image::pack`]; `moved` is told how many more bytes have been moved, as they are.
+    fn pack_telling(&mut self, budget: u64, moved: Told<'_>) -> Result<Packed> {
+        let _ = (budget, moved);
         Ok(Packed::default())
     }
 
@@ -392,6 +397,9 @@ fn unable(format: Format, what: &str) -> Error {
         _ => "convert it to VHD or VHDX first",
     })
 }
+
+/// Told of further bytes done, from any thread.
+pub type Told<'a> = &'a (dyn Fn(u64) + Sync);
 
 /// Told of units done and units in all; an error asks to stop and is handed on.
 pub type Pace<'a> = &'a mut dyn FnMut(u64, u64) -> Result<()>;
@@ -498,7 +506,7 @@ pub struct ParentLink {
     pub identifier: Uuid,
     /// Path relative to the child's folder with Windows separators, `.\parent.vhdx`.
     pub relative_path: String,
-    /// Absolute path as text: a Windows path if one is known, else that of this system.
+    /// Absolute path as text. Stored if it is a Windows path, or one of this system in the notation of Windows.
     pub absolute_path: String,
     /// Last change of the parent's file, in seconds since 1970.
     pub modified: i64,

@@ -8,6 +8,7 @@ pub mod error;
 mod findings;
 pub mod image;
 pub mod iso;
+mod native_path;
 mod num;
 pub mod operation;
 pub mod raw;

@@ -10,6 +10,7 @@ use uuid::Uuid;
 use vhdkit::disk::{OpenOptions, Parents};
 use vhdkit::image::{CreateParameters, DiskType, Format, IdentifierSource};
 use vhdkit::verbs::create::{CreateOptions, create};
+use vhdkit::verbs::merge::{MergeOptions, orphans};
 use vhdkit::verbs::set_parent::set_parent_locator;
 use vhdkit::{ErrorKind, VirtualDisk};
 
@@ -153,4 +154,92 @@ fn a_locator_is_written_as_given_and_relative_ones_can_be_ignored() {
     let parent = disk.info().parent.unwrap();
     assert_eq!(parent.identifiers, [id]);
     assert!(parent.paths[0].path.ends_with("elsewhere.vhdx"));
+}
+
+/// A merge once locked every disk beside its files for a moment, to see whose child it is, and whoever wanted to write to
+/// it just then was told that it is in use.
+#[test]
+fn looking_for_orphans_needs_no_lock_and_keeps_nobody_out() {
+    let folder = chain();
+    let at = |name: &str| folder.path().join(name);
+    make(folder.path(), "dddd.vhdx", Some("bb.vhdx"));
+    let disk = OpenOptions::new().open(at("ccc.vhdx")).unwrap();
+    let into_middle = MergeOptions {
+        source_depth: 1,
+        target_depth: 2,
+        delete_merged: false,
+        open: OpenOptions::new(),
+        dry_run: false,
+    };
+    // The sibling is open for writing, so that no lock could be had.
+    let sibling = OpenOptions::new()
+        .writable(true)
+        .open(at("dddd.vhdx"))
+        .unwrap();
+    assert_eq!(orphans(&disk, &into_middle).unwrap(), [at("dddd.vhdx")]);
+    drop(sibling);
+    std::thread::scope(|scope| {
+        let looking = scope.spawn(|| {
+            for _ in 0..50 {
+                orphans(&disk, &into_middle).unwrap();
+            }
+        });
+        while !looking.is_finished() {
+            let sibling = OpenOptions::new().writable(true).open(at("dddd.vhdx"));
+            sibling.expect("nobody else uses it").close().unwrap();
+        }
+    });
+}
+
+/// With a map of nothing, a child that was moved alone finds its parent if that was asked for when it was made.
+#[test]
+fn an_absolute_path_of_this_system_is_recorded_when_asked_for() {
+    for (native, format) in [
+        (false, "vhdx"),
+        (true, "vhdx"),
+        (true, "vhd"),
+        (false, "vhd"),
+    ] {
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join(name);
+        let parent = at(&format!("Größe {native}.{format}"));
+        let child = at(&format!("child.{format}"));
+        for (path, parent_path) in [(&parent, None), (&child, Some(parent.clone()))] {
+            let parameters = CreateParameters {
+                format: if format == "vhd" {
+                    Format::Vhd
+                } else {
+                    Format::Vhdx
+                },
+                disk_type: match parent_path {
+                    Some(_) => DiskType::Differencing,
+                    None => DiskType::Dynamic,
+                },
+                virtual_size: if parent_path.is_some() { 0 } else { SIZE },
+                block_size: None,
+                logical_sector_size: None,
+                physical_sector_size: None,
+                identifier: None,
+                parent: None,
+                identifiers: IdentifierSource::random(),
+                created: 0,
+            };
+            let options = CreateOptions {
+                path: path.clone(),
+                parameters,
+                parent_path,
+                profile: None,
+                open_parent: OpenOptions::new().record_native_paths(native),
+                overwrite: false,
+            };
+            create(options).wait().unwrap();
+        }
+        let ignoring = OpenOptions::new().ignore_relative_paths(true);
+        assert_eq!(ignoring.open(&child).is_ok(), native, "{format}");
+        assert!(OpenOptions::new().open(&child).is_ok());
+        std::fs::create_dir(at("elsewhere")).unwrap();
+        let moved = at("elsewhere").join(format!("child.{format}"));
+        std::fs::rename(&child, &moved).unwrap();
+        assert_eq!(OpenOptions::new().open(&moved).is_ok(), native, "{format}");
+    }
 }

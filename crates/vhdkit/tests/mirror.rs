@@ -11,12 +11,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use uuid::Uuid;
 use vhdkit::disk::{Layer, OpenOptions, open_image};
 use vhdkit::image::{CreateParameters, DiskType, Format, IdentifierSource, ZeroMode};
 use vhdkit::operation::Operation;
 use vhdkit::storage::{MemoryStorage, NewFile, Storage};
 use vhdkit::verbs::mirror::{MirrorOptions, MirrorReport, break_mirror, is_mirrored, mirror};
-use vhdkit::verbs::new_builder;
+use vhdkit::verbs::{new_builder, set};
 use vhdkit::{ErrorKind, Status, VirtualDisk};
 use vhdkit_testkit::fault::{Call, Fault, FaultStorage};
 use vhdkit_testkit::model::assert_reads;
@@ -214,6 +215,36 @@ fn breaking_what_is_not_mirrored_is_refused_and_changes_nothing() {
     let error = break_mirror(&disk).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::InvalidState);
     assert!(!is_mirrored(&disk));
+}
+
+#[test]
+fn a_copy_has_the_metadata_of_the_disk_that_it_becomes() {
+    let folder = folder();
+    let disk = source(&folder.path().join("source.vhdx"), Format::Vhdx);
+    let (item, value) = (Uuid::from_u128(7), vec![0x5A; 100_000]);
+    set::write_user_metadata(&disk, item, Some(&value)).unwrap();
+    for (name, format) in [("copy.vhd", Format::Vhd), ("copy.vhdx", Format::Vhdx)] {
+        let path = folder.path().join(name);
+        let operation = mirror(disk.clone(), to(&path, format, DiskType::Dynamic));
+        wait_until_equal(&disk, &operation);
+        // It cannot change between its copy and the break.
+        let change = set::write_user_metadata(&disk, item, None);
+        assert_eq!(change.unwrap_err().kind(), ErrorKind::Busy);
+        if format == Format::Vhdx {
+            break_mirror(&disk).unwrap();
+            operation.wait().unwrap();
+        } else {
+            // A VHD has no place for it.
+            operation.cancel();
+            assert_eq!(operation.wait().unwrap_err().kind(), ErrorKind::Aborted);
+        }
+    }
+    assert_eq!(set::read_user_metadata(&disk, item).unwrap(), value);
+    drop(disk);
+    let copy = OpenOptions::new()
+        .open(folder.path().join("copy.vhdx"))
+        .unwrap();
+    assert_eq!(set::read_user_metadata(&copy, item).unwrap(), value);
 }
 
 #[test]

@@ -105,7 +105,7 @@ static void parents(void) {
     EXPECT(ERROR_INVALID_PARAMETER, set(child, &i));
     i = change(SET_VIRTUAL_DISK_INFO_PARENT_PATH);
     i.ParentFilePath = at("missing.vhdx");
-    EXPECT(ERROR_FILE_NOT_FOUND, set(child, &i));
+    EXPECT(ERROR_VHD_PARENT_VHD_NOT_FOUND, set(child, &i));
     i.ParentFilePath = at("child.vhdx");
     EXPECT(ERROR_VHD_DIFFERENCING_CHAIN_CYCLE_DETECTED, set(child, &i));
     close_handle(create("other.vhdx", 64 * MB));

@@ -27,6 +27,16 @@ static void p_43_break(void) {
     EXPECT(WAIT_OBJECT_0, WaitForSingleObject(o.hEvent, 0));
     put(disk, 0, 0x99);
     CHECK(get(disk, 20 * MB) == 0x77 && get(disk, MB) == 3);
+    {
+        /* The disk is now that of the copy, also for who only asks; the old file is a disk of its own. */
+        HANDLE asks;
+        EXPECT(ERROR_SUCCESS, try_open("copy.vhdx", OPEN_VIRTUAL_DISK_FLAG_NONE, TRUE, FALSE, &asks));
+        CHECK(info(asks, GET_VIRTUAL_DISK_INFO_IS_LOADED).IsLoaded);
+        close_handle(asks);
+        EXPECT(ERROR_SUCCESS, try_open("source.vhdx", OPEN_VIRTUAL_DISK_FLAG_NONE, TRUE, FALSE, &asks));
+        CHECK(!info(asks, GET_VIRTUAL_DISK_INFO_IS_LOADED).IsLoaded);
+        close_handle(asks);
+    }
     close_handle(disk);
     CHECK(get_from("copy.vhdx", 0) == 0x99 && get_from("source.vhdx", 0) == 1);
     CHECK(get_from("copy.vhdx", 20 * MB) == 0x77);

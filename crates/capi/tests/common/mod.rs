@@ -5,6 +5,8 @@
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
+use vhdkit_testkit::require::require;
+
 /// What a program is written in.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Language {
@@ -18,7 +20,7 @@ pub fn include() -> PathBuf {
 }
 
 /// The folder of the shared library that was built with this test.
-fn library() -> PathBuf {
+pub fn library() -> PathBuf {
     let test = std::env::current_exe().unwrap();
     let deps = test.parent().unwrap();
     // Cargo puts it beside the tests; with some versions only one folder above.
@@ -45,11 +47,29 @@ pub fn exported_symbols() -> Option<Vec<String>> {
     )
 }
 
+/// The command that serves devices, if everything is there that they take.
+pub fn server() -> Option<PathBuf> {
+    use std::os::unix::fs::MetadataExt;
+    let command = library()
+        .ancestors()
+        .take(2)
+        .map(|f| f.join("vhdkit"))
+        .find(|p| p.exists());
+    let is_root = std::fs::metadata("/proc/self").is_ok_and(|process| process.uid() == 0);
+    let there = is_root
+        && ["/dev/fuse", "/dev/loop-control"]
+            .iter()
+            .all(|d| Path::new(d).exists());
+    let reason = "devices take root, /dev/fuse, /dev/loop-control and a vhdkit that was built (cargo build -p vhdkit-cli)";
+    require(there && command.is_some(), reason).then_some(command?)
+}
+
 /// A compiler and its options.
 pub struct Compiler {
     language: Language,
     options: Vec<String>,
     linked_statically: bool,
+    variables: Vec<(String, PathBuf)>,
     folder: tempfile::TempDir,
 }
 
@@ -59,12 +79,32 @@ impl Compiler {
             language,
             options: Vec::new(),
             linked_statically: false,
+            variables: Vec::new(),
             folder: tempfile::tempdir().unwrap(),
         }
+        .with_library()
     }
 
     pub fn options(mut self, options: &[&str]) -> Self {
         self.options.extend(options.iter().map(ToString::to_string));
+        self
+    }
+
+    /// Where programs are built, and the library is found by its name.
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// Puts the shared library into the folder under the name that the loader looks for.
+    fn with_library(self) -> Self {
+        let name = self.folder.path().join("libvirtdisk.so.0");
+        let _ = std::os::unix::fs::symlink(library().join("libvirtdisk.so"), name);
+        self
+    }
+
+    /// A variable of the environment that programs run with.
+    pub fn variable(mut self, name: &str, value: PathBuf) -> Self {
+        self.variables.push((name.to_owned(), value));
         self
     }
 
@@ -103,9 +143,6 @@ impl Compiler {
     /// Compiles and links with the shared library, as a program of its users would.
     pub fn build(&self, source: &str) -> PathBuf {
         let program = self.folder.path().join("program");
-        // The name that the loader looks for.
-        let name = self.folder.path().join("libvirtdisk.so.0");
-        let _ = std::os::unix::fs::symlink(library().join("libvirtdisk.so"), name);
         let mut command = self.command(source);
         command.arg("-o").arg(&program);
         if self.linked_statically {
@@ -133,6 +170,7 @@ impl Compiler {
         };
         command
             .args(arguments)
+            .envs(self.variables.clone())
             .env("LD_LIBRARY_PATH", self.folder.path());
         succeed(&mut command);
     }

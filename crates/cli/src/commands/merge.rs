@@ -110,13 +110,15 @@ impl Done {
         } else {
             ("merged", "got", "deleted")
         };
-        session.out.line(format!(
-            "{merged} {} into {}: {} copied, {} zero",
-            self.merged.join(", "),
-            self.target,
-            size::short(self.copied),
-            size::short(self.zeroed)
-        ))?;
+        if !self.merged.is_empty() {
+            session.out.line(format!(
+                "{merged} {} into {}: {} copied, {} zero",
+                self.merged.join(", "),
+                self.target,
+                size::short(self.copied),
+                size::short(self.zeroed)
+            ))?;
+        }
         for child in &self.relinked {
             session
                 .out

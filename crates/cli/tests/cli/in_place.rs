@@ -125,3 +125,54 @@ fn profiles_of_vhdx_choose_blocks() {
         assert_eq!(info["block_size"], block);
     }
 }
+
+/// Where a file system shares blocks; and killed at any of its calls that change names, sizes or sharing it leaves one or
+/// the other.
+#[test]
+fn a_raw_disk_becomes_a_vhdx_and_back_where_blocks_are_shared() {
+    const SCRIPT: &str = r#"
+        set -e
+        truncate -s 400M xfs.img && mkfs.xfs -q xfs.img && mkdir -p mnt && mount -o loop xfs.img mnt
+        trap 'cd ..; umount mnt' EXIT
+        cd mnt
+        head -c 24M /dev/urandom > disk.img; truncate -s 256M disk.img
+        head -c 5000 /dev/urandom | dd of=disk.img bs=1 seek=200000001 conv=notrunc status=none
+        was=$($V read disk.img | sha256sum)
+        for way in vhdx raw; do
+            set -- $way
+            before=$(df -k --output=used . | tail -1)
+            $V convert disk.img --in-place --format $1
+            test "$($V read disk.img | sha256sum)" = "$was"
+            $V info disk.img --json | grep -q "\"format\": *\"$1\""
+            $V check disk.img > /dev/null
+            test "$(ls -A)" = disk.img
+            # It took no second copy's space.
+            after=$(df -k --output=used . | tail -1); test $((after - before)) -lt 16000
+        done
+        test "$(stat -c %s disk.img)" = 268435456
+        kills=0
+        for n in $(seq 1 40); do
+            cp --reflink disk.img killed.img
+            if strace -f -qq -o /dev/null -e trace=ioctl,linkat,rename,fdatasync,ftruncate,pwrite64 \
+                -e inject=ioctl,linkat,rename,fdatasync,ftruncate,pwrite64:signal=KILL:when=$n \
+                $V convert killed.img --in-place --format vhdx > /dev/null 2>&1; then break; fi
+            kills=$((kills + 1))
+            test "$($V read killed.img --length 25M | sha256sum)" = "$($V read disk.img --length 25M | sha256sum)"
+            $V check killed.img > /dev/null
+            rm -f killed.img .vhdkit-*.tmp
+        done
+        echo "killed $kills times"
+        test $kills -gt 5 && test $kills -lt 40
+    "#;
+    let tools = "command -v strace mkfs.xfs losetup";
+    let folder = Folder::new();
+    if !require(
+        folder.shell(tools).code == Some(0),
+        "needs strace and xfsprogs",
+    ) {
+        return;
+    }
+    if let Some(ran) = folder.shell_with_mounts(SCRIPT) {
+        assert_eq!(ran.code, Some(0), "{ran:?}");
+    }
+}

@@ -4,6 +4,7 @@ use std::io::{BufRead, BufReader, Read};
 use std::process::Stdio;
 
 use serde_json::json;
+use vhdkit_testkit::require::require;
 
 use crate::chain::chain;
 use crate::interrupt::signal;
@@ -271,4 +272,121 @@ fn an_interrupted_merge_leaves_the_chain_as_it_was() {
         // A file system with reflinks may always be done before.
         println!("stopped: {stopped}");
     }
+}
+
+/// Killed at each of its last calls to the file system, a merge leaves files that nothing leads to any more: run again, it
+/// deletes them.
+#[test]
+fn a_merge_that_was_killed_while_it_deleted_is_finished_when_run_again() {
+    const CALLS: &str = "unlink,unlinkat,linkat,rename,fdatasync";
+    let strace = std::process::Command::new("strace").arg("-V").output();
+    if !require(strace.is_ok(), "needs strace") {
+        return;
+    }
+    let mut finished = 0;
+    for extension in ["vhd", "vhdx"] {
+        let [base, leaf, last] = ["base", "leaf", "last"].map(|name| format!("{name}.{extension}"));
+        for (words, left) in [
+            (format!("merge {last} --all --delete-merged"), vec![&base]),
+            (
+                format!("merge {last} --source 2 --target 4 --delete-merged"),
+                vec![&base, &last],
+            ),
+        ] {
+            let start = chain(extension);
+            start.ok(&format!("create {last} --parent {leaf}"));
+            let content = start.content(&last);
+            let mut killed = 0;
+            for back in 0.. {
+                let folder = Folder::new();
+                for name in start.names() {
+                    std::fs::copy(start.path(&name), folder.path(&name)).unwrap();
+                }
+                let log = folder.path("log");
+                let total = if back == 0 {
+                    usize::MAX
+                } else {
+                    killed + 1 - back
+                };
+                let mut strace = std::process::Command::new("strace");
+                strace
+                    .args(["-f", "-qq", "-o"])
+                    .arg(&log)
+                    .args(["-e", &format!("trace={CALLS}"), "-e"])
+                    .arg(format!(
+                        "inject={CALLS}:signal=KILL:when={}",
+                        total.min(60_000)
+                    ))
+                    .arg(env!("CARGO_BIN_EXE_vhdkit"))
+                    .args(words.split(' '))
+                    .current_dir(folder.path(""))
+                    .stdout(Stdio::null())
+                    .stderr(Stdio::null());
+                let ended = strace.status().unwrap();
+                let calls = std::fs::read_to_string(&log).unwrap();
+                std::fs::remove_file(&log).unwrap();
+                if back == 0 {
+                    assert!(ended.success(), "{words}");
+                    killed = calls.lines().filter(|line| line.contains('(')).count();
+                    continue;
+                }
+                // Before that nothing has been deleted.
+                if back > 14 {
+                    break;
+                }
+                let what = format!("{words}, killed at call {total} of {killed}: {calls}");
+                // It may have had nothing left to do but to close its files.
+                if !folder.names().iter().eq(left.iter().copied()) {
+                    finished += folder.ok(&words).matches("deleted: ").count();
+                }
+                let names = folder.names();
+                assert!(names.iter().eq(left.iter().copied()), "{what}: {names:?}");
+                let shown = left.last().unwrap();
+                assert_eq!(folder.content(shown), content, "{what}");
+                folder.sound(shown);
+            }
+        }
+    }
+    assert!(finished > 20, "{finished}");
+}
+
+/// A list of files to be deleted is obeyed only for what it was made for.
+#[test]
+fn a_list_of_merged_files_deletes_nothing_else() {
+    let folder = chain("vhdx");
+    folder.ok("create other.vhdx --parent base.vhdx");
+    folder.ok("create single.vhdx 8M");
+    let id = |name: &str| {
+        folder.json(&format!("info {name} --json"))["link_identifier"]
+            .as_str()
+            .map_or_else(
+                || "00000000-0000-0000-0000-000000000000".to_owned(),
+                str::to_owned,
+            )
+    };
+    let entry = |id: &str, name: &str| format!("{id} {}\0", folder.path(name).display());
+    let list = format!(
+        "vhdkit: files of a merge, to be deleted\n{}{}{}",
+        entry(&id("single.vhdx"), "single.vhdx"),
+        entry("6ba7b810-9dad-41d1-80b4-00c04fd430c8", "other.vhdx"),
+        entry(&id("base.vhdx"), "missing.vhdx"),
+    );
+    for bytes in [
+        list.as_str(),
+        "vhdkit: files of a merge, to be deleted\nxx\0",
+        "",
+        "\0",
+    ] {
+        std::fs::write(folder.path("leaf.vhdx.vhdkit-merged"), bytes).unwrap();
+        folder.ok("merge leaf.vhdx --dry-run --delete-merged");
+        let said = folder.ok("merge leaf.vhdx --source 2 --target 3");
+        assert!(!said.contains("deleted"), "{said}");
+        assert!(folder.path("single.vhdx").exists() && folder.path("other.vhdx").exists());
+    }
+    let said = folder.ok("merge leaf.vhdx --delete-merged");
+    assert_eq!(said.matches("deleted: ").count(), 1, "{said}");
+    assert_eq!(
+        folder.names(),
+        ["base.vhdx", "child.vhdx", "other.vhdx", "single.vhdx"]
+    );
 }

@@ -9,6 +9,7 @@ use super::locate::{ParentMap, find_absolute_parents, find_parents};
 use super::{Layer, VirtualDisk, detect_format, open_image};
 use crate::error::{Context, Error, ErrorKind, Result};
 use crate::image::{Format, ImageInfo};
+use crate::native_path;
 use crate::storage::{Access, FileStorage, Storage};
 
 /// Longest chain that is followed; each image of it is an open file.
@@ -38,6 +39,8 @@ pub struct OpenOptions {
     pub(super) direct: bool,
     cached_parents: bool,
     absolute_only: bool,
+    native_paths: bool,
+    unlocked: bool,
 }
 
 impl OpenOptions {
@@ -82,6 +85,22 @@ impl OpenOptions {
         self
     }
 
+    /// Read-only and without a lock, for a look at a disk that somebody else has open for writing: what it says of itself is
+    /// as it was at that moment, at best; what is read of its content may be anything.
+    #[must_use]
+    pub fn unlocked(mut self, unlocked: bool) -> Self {
+        self.unlocked = unlocked;
+        self
+    }
+
+    /// Where a parent is recorded (by `create`, `set_parent`, `merge`), its absolute path on this system is recorded, too:
+    /// the child finds it after it was moved alone. Otherwise only the relative path is, which means the same everywhere.
+    #[must_use]
+    pub fn record_native_paths(mut self, record: bool) -> Self {
+        self.native_paths = record;
+        self
+    }
+
     /// Takes the file as this format instead of looking. Use [`Format::Raw`] for raw disks whose guest is not
     /// trusted: it could write another format's signature.
     #[must_use]
@@ -109,9 +128,15 @@ impl OpenOptions {
         &self.parent_map
     }
 
-    /// The path that a file here has on the system that made the disks.
+    /// The absolute path to record of a file: what it is called on the system that made the disks, or this one's.
     pub(crate) fn windows_path(&self, local: &Path) -> Option<String> {
-        self.parent_map.windows_path(local)
+        let mapped = self.parent_map.windows_path(local);
+        mapped.or_else(|| {
+            let absolute = std::path::absolute(local)
+                .ok()
+                .filter(|_| self.native_paths)?;
+            native_path::to_windows(absolute.to_str()?)
+        })
     }
 
     /// Opens the disk.
@@ -128,7 +153,7 @@ impl OpenOptions {
         let mut layers = Vec::new();
         let mut seen: HashSet<(u64, u64)> = HashSet::new();
         let (mut layer, mut info) =
-            open_layer(path, self.format, self.write_depth > 0, self.direct)?;
+            self.open_layer(path, self.format, self.write_depth > 0, self.direct)?;
         seen.extend(file_id(path));
         loop {
             let depth = layers.len();
@@ -177,7 +202,8 @@ impl OpenOptions {
                     return Err(cycle(&child_path, parent));
                 }
                 let writable = self.write_depth > depth + 1;
-                let (next, next_info) = open_layer(parent, None, writable, self.direct_parents())
+                let (next, next_info) = self
+                    .open_layer(parent, None, writable, self.direct_parents())
                     .map_err(|e| in_parent(&e, &child_path, parent))?;
                 verify(&info, &child_path, &next_info, parent)?;
                 Ok((next, next_info, id))
@@ -192,7 +218,20 @@ impl OpenOptions {
             seen.extend(id);
             (layer, info) = (next, next_info);
         }
-        VirtualDisk::from_layers(layers, self.write_depth > 0)
+        VirtualDisk::from_layers(layers, self.write_depth > 0 && !self.unlocked)
+    }
+
+    fn open_layer(
+        &self,
+        path: &Path,
+        format: Option<Format>,
+        writable: bool,
+        direct: bool,
+    ) -> Result<(Layer, ImageInfo)> {
+        if self.unlocked {
+            return layer_of(FileStorage::look(path)?, path, format, false);
+        }
+        open_layer(path, format, writable, direct)
     }
 
     pub(super) fn direct_parents(&self) -> bool {
@@ -245,6 +284,15 @@ pub(super) fn open_layer(
         Access::ReadOnly
     };
     let file = FileStorage::open(path, access)?.with_direct_io(direct);
+    layer_of(file, path, format, writable)
+}
+
+fn layer_of(
+    file: FileStorage,
+    path: &Path,
+    format: Option<Format>,
+    writable: bool,
+) -> Result<(Layer, ImageInfo)> {
     let storage: Arc<dyn Storage> = Arc::new(file);
     let format = match format {
         Some(format) => format,

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::image::{ParentPath, ParentPathKind, ParentReference};
+use crate::native_path;
 
 /// Where folders of the system that made a disk are on this one: `C:\Disks` → `/mnt/disks`.
 #[derive(Clone, Debug, Default)]
@@ -181,7 +182,10 @@ fn absolute(path: &str, map: &ParentMap) -> Option<PathBuf> {
     if let Some(mapped) = map.apply(path) {
         return Some(mapped);
     }
-    path.starts_with('/').then(|| PathBuf::from(path))
+    if path.starts_with('/') {
+        return Some(PathBuf::from(path));
+    }
+    native_path::from_windows(path)
 }
 
 fn strip_extended(path: &str) -> &str {
@@ -355,6 +359,7 @@ mod tests {
         );
         let url = format!("file://localhost{}", root.join("Disks/base.vhdx").display());
         let unix = root.join("Disks/base.vhdx").display().to_string();
+        let native = native_path::to_windows(&unix).unwrap();
         for (kind, path, expected) in [
             (Relative, r".\base.vhdx", "Disks/base.vhdx"),
             (Relative, r".\BASE.VHDX", "Disks/base.vhdx"),
@@ -373,6 +378,7 @@ mod tests {
             (Absolute, r"\\server\share\base.vhdx", "Disks/base.vhdx"),
             (Absolute, r"E:\elsewhere\beside.vhdx", "Disks/beside.vhdx"),
             (Absolute, &unix, "Disks/base.vhdx"),
+            (Absolute, &native, "Disks/base.vhdx"),
             (
                 Volume,
                 r"\\?\Volume{9cdf8dfa-0000-0000-0000-501f00000000}\base.vhdx",

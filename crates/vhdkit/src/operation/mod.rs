@@ -95,6 +95,8 @@ struct Outcome<T> {
     waker: Option<Waker>,
 }
 
+/// Apart from everything else in memory: whoever watches takes its cache line from the workers again and again.
+#[repr(align(128))]
 struct Handle {
     name: &'static str,
     progress: ProgressCell,
@@ -260,6 +262,13 @@ impl Monitor {
                 status: AtomicU32::new(PENDING),
                 cancelled: AtomicBool::new(false),
             }),
+        }
+    }
+
+    /// A view of the operation.
+    pub fn observer(&self) -> Observer {
+        Observer {
+            handle: self.handle.clone(),
         }
     }
 

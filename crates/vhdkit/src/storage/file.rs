@@ -54,6 +54,10 @@ const REMOTE: [i128; 7] = [
 /// What the file system lacks (holes, preallocation, reflink, locks, direct I/O) is done without; only what cannot be
 /// done at all is an error.
 pub struct FileStorage {
+    // First, so that it is given back before the descriptors are closed: with the last one the number of a deleted file
+    // becomes free, and a new file of another thread may get it. flock is given back before, see Drop.
+    /// None for a look.
+    _lock: Option<Lock>,
     file: File,
     path: PathBuf,
     access: Access,
@@ -74,8 +78,6 @@ pub struct FileStorage {
     /// in memory above all) as long as the run is, and whoever asks for its parts asks often. A hole made in it since
     /// is overlooked, which costs time and nothing else.
     known_data: Mutex<Range<u64>>,
-    // Last, so that the table is told after the descriptors are closed.
-    _lock: Lock,
 }
 
 impl FileStorage {
@@ -87,18 +89,28 @@ impl FileStorage {
     /// folder, pipe or socket.
     pub fn open(path: impl AsRef<Path>, access: Access) -> Result<Self> {
         let path = path.as_ref();
-        // Without O_NONBLOCK, opening a pipe that nobody writes to would wait for ever.
-        let file = OpenOptions::new()
-            .read(true)
-            .write(access == Access::ReadWrite)
-            .custom_flags(rustix::fs::OFlags::NONBLOCK.bits().cast_signed())
-            .open(path)
-            .map_err(|e| open_error(path, e))?;
-        Self::from_file(file, path, access)
+        Self::from_file(open_file(path, access)?, path, access)
+    }
+
+    /// Opens a file for a look at it that keeps nobody from using it: read-only, without a lock. It may be changing.
+    ///
+    /// # Errors
+    /// As [`FileStorage::open`], but for [`ErrorKind::SharingViolation`].
+    pub(crate) fn look(path: &Path) -> Result<Self> {
+        Self::new(
+            open_file(path, Access::ReadOnly)?,
+            path,
+            Access::ReadOnly,
+            false,
+        )
     }
 
     /// Takes over an open file, for instance one that was just created.
     pub(super) fn from_file(file: File, path: &Path, access: Access) -> Result<Self> {
+        Self::new(file, path, access, true)
+    }
+
+    fn new(file: File, path: &Path, access: Access, locked: bool) -> Result<Self> {
         let metadata = file
             .metadata()
             .map_err(|e| Error::io("stat", e).with_path(path))?;
@@ -120,7 +132,9 @@ impl FileStorage {
         } else {
             (metadata.dev(), metadata.ino())
         };
-        let lock = Lock::acquire(&file, id, path, access == Access::ReadWrite)?;
+        let lock = locked
+            .then(|| Lock::acquire(&file, id, path, access == Access::ReadWrite))
+            .transpose()?;
         Ok(Self {
             file,
             path: path.to_path_buf(),
@@ -258,6 +272,16 @@ impl FileStorage {
             .then(|| self.direct())
             .flatten()
     }
+}
+
+fn open_file(path: &Path, access: Access) -> Result<File> {
+    // Without O_NONBLOCK, opening a pipe that nobody writes to would wait for ever.
+    OpenOptions::new()
+        .read(true)
+        .write(access == Access::ReadWrite)
+        .custom_flags(rustix::fs::OFlags::NONBLOCK.bits().cast_signed())
+        .open(path)
+        .map_err(|e| open_error(path, e))
 }
 
 impl Drop for FileStorage {
@@ -632,6 +656,28 @@ mod tests {
         drop(storage);
         FileStorage::open(&path, Access::ReadWrite).unwrap();
         drop(inherited);
+    }
+
+    /// A new file sometimes has the number of one that another thread is just deleting; that one's place in the table of
+    /// locks must not keep it from being opened.
+    #[test]
+    fn a_file_that_goes_does_not_lock_a_new_one_with_its_number() {
+        // Not in memory, where numbers are not used again.
+        let folder = std::env::current_exe().unwrap();
+        let folder = tempfile::tempdir_in(folder.parent().unwrap()).unwrap();
+        std::thread::scope(|scope| {
+            for thread in 0..4 {
+                let path = folder.path().join(format!("disk-{thread}"));
+                scope.spawn(move || {
+                    for _ in 0..1500 {
+                        std::fs::write(&path, [0; 512]).unwrap();
+                        let storage = FileStorage::open(&path, Access::ReadWrite).unwrap();
+                        std::fs::remove_file(&path).unwrap();
+                        drop(storage);
+                    }
+                });
+            }
+        });
     }
 
     const PAGE: usize = AlignedBuffer::ALIGNMENT;

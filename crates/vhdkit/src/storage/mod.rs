@@ -31,6 +31,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::image::Told;
 
 /// Positional bytes on stable media, shared by any number of threads.
 ///
@@ -186,33 +187,35 @@ pub(crate) struct CopyRun {
 }
 
 /// Copies runs of which none touches another's target. What is a neighbour in both places goes as one. Files share
-/// blocks where they can; else several threads write past the page cache, into space that is reserved before.
+/// blocks where they can; else several threads write past the page cache, into space that is reserved before, so that
+/// little is left for a barrier to do. `copied` is told of further bytes from any thread.
 pub(crate) fn copy_runs(
     target: &dyn Storage,
     source: &dyn Storage,
     mut runs: Vec<CopyRun>,
+    copied: Told<'_>,
 ) -> Result<()> {
     /// Less is not worth a thread.
     const MANY: u64 = 8 << 20;
     const PIECE: u64 = 2 << 20;
+    const CLONE_PIECE: u64 = 256 << 20;
     const THREADS: usize = 4;
-    runs.sort_unstable_by_key(|run| run.from);
-    runs.dedup_by(|next, run| {
-        let joins = run.from + run.length == next.from && run.to + run.length == next.to;
-        if joins {
-            run.length += next.length;
-        }
-        joins
-    });
     let total: u64 = runs.iter().map(|run| run.length).sum();
-    if total < MANY
-        || target.as_file().is_none()
-        || source.as_file().is_none()
-        || target.can_clone_from(source)
-    {
-        return runs
-            .iter()
-            .try_for_each(|run| target.copy_range_from(source, run.from, run.to, run.length));
+    runs.sort_unstable_by_key(|run| run.from);
+    let clone = runs.len() > 1 && target.can_clone_from(source);
+    runs = joined(target, source, &runs, clone)?;
+    if clone || total < MANY || target.as_file().is_none() || source.as_file().is_none() {
+        let longest = if clone { CLONE_PIECE } else { PIECE };
+        for run in &runs {
+            let mut done = 0;
+            while done < run.length {
+                let length = (run.length - done).min(longest);
+                target.copy_range_from(source, run.from + done, run.to + done, length)?;
+                copied(length);
+                done += length;
+            }
+        }
+        return Ok(());
     }
     let mut pieces = Vec::new();
     for run in &runs {
@@ -229,14 +232,15 @@ pub(crate) fn copy_runs(
         let mut buffer = AlignedBuffer::new(crate::num::to_usize(PIECE));
         while let Some(&(from, to, length)) = pieces.get(next.fetch_add(1, Ordering::Relaxed)) {
             let part = &mut buffer[..crate::num::to_usize(length)];
-            let copied = source
+            let result = source
                 .read_at(from, part)
                 .and_then(|()| target.write_bulk(to, part));
-            if copied.is_err() {
+            if result.is_err() {
                 // The others stop, too.
                 next.store(pieces.len(), Ordering::Relaxed);
-                return copied;
+                return result;
             }
+            copied(length);
         }
         Ok(())
     };
@@ -263,6 +267,51 @@ pub(crate) fn copy_runs(
     })
 }
 
+/// Runs that are neighbours in both places as one. For sharing blocks also those with the same few bytes between them
+/// there, such as the bitmaps of blocks that are all here: each call is a transaction of the file system.
+fn joined(
+    target: &dyn Storage,
+    source: &dyn Storage,
+    runs: &[CopyRun],
+    over_gaps: bool,
+) -> Result<Vec<CopyRun>> {
+    const GAP: u64 = 4096;
+    let mut all: Vec<CopyRun> = Vec::with_capacity(runs.len());
+    let (mut here, mut there) = (
+        [0; crate::num::to_usize(GAP)],
+        [0; crate::num::to_usize(GAP)],
+    );
+    for next in runs {
+        let Some(last) = all.last_mut() else {
+            all.push(*next);
+            continue;
+        };
+        let (from, to) = (last.from + last.length, last.to + last.length);
+        let gap = next.from - from;
+        let joins = if to.checked_add(gap) != Some(next.to) || gap > GAP {
+            false
+        } else if gap == 0 {
+            true
+        } else if over_gaps {
+            let (here, there) = (
+                &mut here[..crate::num::to_usize(gap)],
+                &mut there[..crate::num::to_usize(gap)],
+            );
+            source.read_at(from, here)?;
+            target.read_at(to, there)?;
+            here == there
+        } else {
+            false
+        };
+        if joins {
+            last.length += gap + next.length;
+        } else {
+            all.push(*next);
+        }
+    }
+    Ok(all)
+}
+
 pub(crate) fn copy_through_memory<S: Storage + ?Sized>(
     target: &S,
     source: &dyn Storage,
@@ -275,7 +324,7 @@ pub(crate) fn copy_through_memory<S: Storage + ?Sized>(
     while done < length {
         let n = crate::num::to_usize((length - done).min(buffer.len() as u64));
         source.read_at(source_offset + done, &mut buffer[..n])?;
-        target.write_at(offset + done, &buffer[..n])?;
+        target.write_bulk(offset + done, &buffer[..n])?;
         done += n as u64;
     }
     Ok(())

@@ -22,8 +22,16 @@ pub struct NewFile {
     /// The temporary name, if the file has one.
     temporary: Option<PathBuf>,
     overwrite: bool,
-    /// The file that is to be replaced. It is kept from others until it is: what they wrote to it would be lost.
-    replaced: Option<FileStorage>,
+    replaced: Replaced,
+}
+
+/// The file that is to be replaced. It is kept from others until it is: what they wrote to it would be lost.
+enum Replaced {
+    Nothing,
+    /// Open for writing here.
+    Kept(FileStorage),
+    /// Open for writing elsewhere in this process.
+    CallersOwn,
 }
 
 impl NewFile {
@@ -38,12 +46,26 @@ impl NewFile {
                 Error::new(ErrorKind::InvalidParameter, "it has no file name").with_path(target),
             );
         }
+        Self::start(target, overwrite, false)
+    }
+
+    /// Starts a file that will take the place of `target`, which the caller has open for writing, so that nobody else
+    /// uses it.
+    ///
+    /// # Errors
+    /// As for [`NewFile::create`].
+    pub fn replacing(target: &Path) -> Result<Self> {
+        Self::start(target, true, true)
+    }
+
+    fn start(target: &Path, overwrite: bool, is_mine: bool) -> Result<Self> {
         let resolved = resolve_link(target)?;
         let target = resolved.as_path();
         let replaced = match std::fs::metadata(target) {
             Ok(_) if !overwrite => return Err(exists(target)),
             // Somebody reading or writing the old file must not be surprised by a new one.
-            Ok(m) if m.is_file() => Some(FileStorage::open(target, Access::ReadWrite)?),
+            Ok(m) if m.is_file() && is_mine => Replaced::CallersOwn,
+            Ok(m) if m.is_file() => Replaced::Kept(FileStorage::open(target, Access::ReadWrite)?),
             Ok(m) => {
                 let what = if m.is_dir() { "a folder" } else { "not a file" };
                 return Err(
@@ -56,7 +78,7 @@ impl NewFile {
                     .with_path(target)
                     .with_hint("choose a shorter name"));
             }
-            Err(_) => None,
+            Err(_) => Replaced::Nothing,
         };
         let (file, temporary) = match unnamed(folder_of(target)) {
             Ok(file) => (file, None),
@@ -99,15 +121,18 @@ impl NewFile {
         if let Ok(there) = std::fs::metadata(&self.target)
             && self.overwrite
         {
-            let is_known = self.replaced.as_ref().is_some_and(|replaced| {
-                replaced
+            let is_known = match &self.replaced {
+                Replaced::Nothing => false,
+                Replaced::Kept(file) => file
                     .file()
                     .metadata()
-                    .is_ok_and(|known| (known.dev(), known.ino()) == (there.dev(), there.ino()))
-            });
+                    .is_ok_and(|known| (known.dev(), known.ino()) == (there.dev(), there.ino())),
+                Replaced::CallersOwn => true,
+            };
             if !is_known {
                 // Another file has come there meanwhile.
-                self.replaced = Some(FileStorage::open(&self.target, Access::ReadWrite)?);
+                let file = FileStorage::open(&self.target, Access::ReadWrite)?;
+                self.replaced = Replaced::Kept(file);
             }
             // Who may read the old file may read the new one, and nobody else.
             let _ = self.storage.file().set_permissions(there.permissions());

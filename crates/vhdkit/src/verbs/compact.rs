@@ -5,6 +5,7 @@
 
 use std::ops::{Range, RangeInclusive};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use crate::disk::{Chain, VirtualDisk};
@@ -126,6 +127,8 @@ fn run(disk: &VirtualDisk, options: &CompactOptions, monitor: &Monitor) -> Resul
         payload: 0,
         free: 0,
         looked_at: 0,
+        empty: 0,
+        moves: 0,
         blocks: 0,
         structures: 0,
         report: CompactReport::default(),
@@ -171,6 +174,10 @@ struct Compaction<'a> {
     free: u64,
     /// Space of the blocks that were looked at.
     looked_at: u64,
+    /// Bytes read of a block that is zeros so far.
+    empty: u64,
+    /// Units that moving is expected to take.
+    moves: u64,
     /// Blocks that were given back, and the bytes of their bitmaps.
     blocks: u64,
     structures: u64,
@@ -188,6 +195,8 @@ impl Compaction<'_> {
                 .with_chain(|chain| chain.leaf().image().next_allocated(next))?;
             let Some(found) = found else { break };
             next = found.range.end;
+            let looked_at = self.looked_at;
+            self.empty = 0;
             let (disk, dry_run) = (self.disk, self.options.dry_run);
             let released = if dry_run {
                 disk.with_chain(|chain| self.is_unused(chain, &found))?
@@ -207,7 +216,8 @@ impl Compaction<'_> {
                 self.blocks += 1;
             }
             self.done += LOOK_COST;
-            self.looked_at += found.space;
+            self.looked_at = looked_at + found.space;
+            self.empty = 0;
             self.estimate();
         }
         if self.report.released > 0 && !self.options.dry_run {
@@ -218,17 +228,25 @@ impl Compaction<'_> {
 
     /// Tells how far it is while blocks are looked at: the others will cost what these did on average, and what was
     /// given back will be filled from the end of the file.
-    fn estimate(&self) {
+    fn estimate(&mut self) {
         let unseen = self.payload.saturating_sub(self.looked_at);
-        let looks = u128::from(unseen) * u128::from(self.done) / u128::from(self.looked_at.max(1));
-        let live = self.payload.saturating_sub(self.report.released);
-        let moves = if self.options.dry_run {
+        // Of all that was not looked at yet, so much as `known` of what was.
+        let of_unseen = |known: u64| {
+            let all = u128::from(unseen) * u128::from(known) / u128::from(self.looked_at.max(1));
+            u64::try_from(all).unwrap_or(u64::MAX)
+        };
+        let looks = of_unseen(self.done);
+        // What comes is less likely to be like what was the further it is: three quarters of it are taken to be.
+        let empty = self.report.released + self.empty;
+        let released = empty + of_unseen(empty) / 4 * 3;
+        self.moves = if self.options.dry_run {
             0
         } else {
-            MOVE_COST * live.min(self.free + self.report.released)
+            let live = self.payload.saturating_sub(released);
+            MOVE_COST * live.min(self.free + released)
         };
-        let left = u64::try_from(looks).unwrap_or(unseen) + moves;
-        self.monitor.set(self.done, self.done + left);
+        self.monitor
+            .set(self.done, self.done + looks.saturating_add(self.moves));
     }
 
     fn is_unused(&mut self, chain: &Chain, block: &AllocatedBlock) -> Result<bool> {
@@ -246,7 +264,12 @@ impl Compaction<'_> {
                 let part = &mut self.buffer[..to_usize(n)];
                 chain.read_at(at, part)?;
                 self.done += n;
-                if !is_zero(part) {
+                self.looked_at += n;
+                let is_zero = is_zero(part);
+                self.empty += if is_zero { n } else { 0 };
+                // A block may be large, and have to be read to its end.
+                self.estimate();
+                if !is_zero {
                     return Ok(false);
                 }
                 at += n;
@@ -262,9 +285,16 @@ impl Compaction<'_> {
         loop {
             self.monitor.checkpoint()?;
             let begun = Instant::now();
-            let step = self
-                .disk
-                .change_chain(|chain| chain.split(0).0.image_mut().pack(budget))?;
+            let (monitor, done, all) = (self.monitor, self.done, self.done + self.moves);
+            let moved = AtomicU64::new(0);
+            let told = |bytes: u64| {
+                let now = done + MOVE_COST * (moved.fetch_add(bytes, Relaxed) + bytes);
+                monitor.set(now, all.max(now));
+            };
+            let step = self.disk.change_chain(|chain| {
+                let leaf = chain.split(0).0.image_mut();
+                leaf.pack_telling(budget, &told)
+            })?;
             budget = match begun.elapsed() {
                 time if time < STEP_TIME / 2 => budget * 4,
                 time if time > STEP_TIME * 3 / 2 => budget / 2,
@@ -273,8 +303,8 @@ impl Compaction<'_> {
             .clamp(*STEPS.start(), *STEPS.end());
             self.report.moved += step.moved;
             self.done += MOVE_COST * step.moved;
-            self.monitor
-                .set(self.done, self.done + MOVE_COST * step.left);
+            self.moves = MOVE_COST * step.left;
+            self.monitor.set(self.done, self.done + self.moves);
             if step.left == 0 {
                 return Ok(());
             }

@@ -26,7 +26,7 @@ pub struct Comparison {
     pub sizes_differ: bool,
 }
 
-/// Compares two disks. Units of progress: bytes of the larger disk, those that are zero in both by their maps included.
+/// Compares two disks. Units of progress: bytes of the larger disk that are not zero in both by their maps.
 ///
 /// # Errors
 /// Through the operation: what reading can fail with.
@@ -36,16 +36,18 @@ pub fn compare(a: VirtualDisk, b: VirtualDisk) -> Operation<Comparison> {
 
 fn run(a: &VirtualDisk, b: &VirtualDisk, monitor: &Monitor) -> Result<Comparison> {
     let end = a.virtual_size().max(b.virtual_size());
-    monitor.set_completion(end);
+    let disks = [a, b];
+    let mut cursor = Cursor::new(end);
+    let mut data = 0;
+    while let Some(piece) = cursor.next(disks, u64::MAX)? {
+        data += piece.range.end - piece.range.start;
+        monitor.checkpoint()?;
+    }
+    monitor.set_completion(data);
     let comparer = Comparer {
-        disks: [a, b],
+        disks,
         monitor,
-        cursor: Mutex::new(Cursor {
-            at: 0,
-            end,
-            known_until: [0; 2],
-            data: [false; 2],
-        }),
+        cursor: Mutex::new(Cursor::new(end)),
         first_difference: AtomicU64::new(u64::MAX),
         failed: Mutex::new(None),
     };
@@ -97,6 +99,47 @@ struct Piece {
     data: [bool; 2],
 }
 
+impl Cursor {
+    fn new(end: u64) -> Self {
+        Self {
+            at: 0,
+            end,
+            known_until: [0; 2],
+            data: [false; 2],
+        }
+    }
+
+    /// The next piece of at most `longest` bytes that is data in one of the disks.
+    fn next(&mut self, disks: [&VirtualDisk; 2], longest: u64) -> Result<Option<Piece>> {
+        while self.at < self.end {
+            let at = self.at;
+            for (i, disk) in disks.iter().enumerate() {
+                if self.known_until[i] > at {
+                    continue;
+                }
+                let size = disk.virtual_size();
+                (self.known_until[i], self.data[i]) = if at >= size {
+                    (self.end, false)
+                } else {
+                    let extent = disk.map(at, size - at)?;
+                    (at + extent.length, extent.data.is_some())
+                };
+            }
+            let until = self.known_until[0].min(self.known_until[1]);
+            if self.data == [false, false] {
+                self.at = until;
+                continue;
+            }
+            self.at = until.min(at.saturating_add(longest));
+            return Ok(Some(Piece {
+                range: at..self.at,
+                data: self.data,
+            }));
+        }
+        Ok(None)
+    }
+}
+
 impl Comparer<'_> {
     fn run(&self) {
         let mut buffers = [
@@ -129,36 +172,7 @@ impl Comparer<'_> {
 
     fn next_piece(&self) -> Result<Option<Piece>> {
         let mut cursor = self.cursor.lock().unwrap_or_else(PoisonError::into_inner);
-        loop {
-            let at = cursor.at;
-            if at >= cursor.end {
-                return Ok(None);
-            }
-            for (i, disk) in self.disks.iter().enumerate() {
-                if cursor.known_until[i] > at {
-                    continue;
-                }
-                let size = disk.virtual_size();
-                (cursor.known_until[i], cursor.data[i]) = if at >= size {
-                    (cursor.end, false)
-                } else {
-                    let extent = disk.map(at, size - at)?;
-                    (at + extent.length, extent.data.is_some())
-                };
-            }
-            let until = cursor.known_until[0].min(cursor.known_until[1]);
-            if cursor.data == [false, false] {
-                self.monitor.advance(until - at);
-                cursor.at = until;
-                continue;
-            }
-            let until = until.min(at + PIECE);
-            cursor.at = until;
-            return Ok(Some(Piece {
-                range: at..until,
-                data: cursor.data,
-            }));
-        }
+        cursor.next(self.disks, PIECE)
     }
 
     fn compare_piece(&self, piece: &Piece, buffers: &mut [AlignedBuffer; 2]) -> Result<()> {

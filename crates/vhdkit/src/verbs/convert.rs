@@ -91,7 +91,13 @@ fn run(options: &ConvertOptions, monitor: &Monitor) -> Result<ConvertReport> {
         .at_path(&options.target)
         .while_doing("cannot convert to")?;
     let target = Target::create(options).while_doing("cannot create")?;
-    let result = fill(&source, options, &parameters, &target, monitor);
+    let result = fill(
+        &source,
+        target.storage(),
+        &parameters,
+        options.profile,
+        monitor,
+    );
     let report = result
         .at_path(&options.target)
         .while_doing("cannot convert to")?;
@@ -99,21 +105,47 @@ fn run(options: &ConvertOptions, monitor: &Monitor) -> Result<ConvertReport> {
     Ok(report)
 }
 
-fn fill(
+/// As [`convert`], for a disk that is open already and a storage that is empty. A `virtual_size` of 0 and a logical
+/// sector size that is `None` are taken from the disk. A cancelled or failed conversion leaves no image in the storage.
+///
+/// # Errors
+/// Through the operation: as for [`convert`].
+pub fn convert_disk(
+    source: Arc<VirtualDisk>,
+    target: Arc<dyn Storage>,
+    parameters: CreateParameters,
+) -> Operation<ConvertReport> {
+    Operation::start("convert", move |monitor| {
+        let mut parameters = parameters;
+        let info = source.info();
+        if parameters.format == Format::Vhdx && matches!(info.logical_sector_size, 512 | 4096) {
+            parameters
+                .logical_sector_size
+                .get_or_insert(info.logical_sector_size);
+        }
+        if parameters.virtual_size == 0 {
+            let sector = u64::from(parameters.logical_sector_size.unwrap_or(512));
+            parameters.virtual_size = round_up(info.virtual_size, sector);
+        }
+        fill(&source, target, &parameters, None, monitor).while_doing("cannot convert")
+    })
+}
+
+pub(super) fn fill(
     source: &VirtualDisk,
-    options: &ConvertOptions,
+    target: Arc<dyn Storage>,
     parameters: &CreateParameters,
-    target: &Target,
+    profile: Option<Profile>,
     monitor: &Monitor,
 ) -> Result<ConvertReport> {
-    let builder = super::new_builder(target.storage(), parameters)?;
+    let builder = super::new_builder(target, parameters)?;
     let size = source.virtual_size();
     let plan = Plan::new(source, 0..size, builder.placement_unit(), monitor)?;
     monitor.set_completion(plan.data);
     let Copied { copied, cloned } = copy(source, plan, &*builder, monitor)?;
     monitor.checkpoint()?;
     builder.finish()?;
-    if let Some(profile) = options.profile {
+    if let Some(profile) = profile {
         profile.verify(&**builder.storage(), parameters.virtual_size)?;
     }
     Ok(ConvertReport {

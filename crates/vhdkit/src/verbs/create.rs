@@ -1,14 +1,16 @@
 //! `create`: a new, empty disk, or a differencing child of an existing one.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use super::profile::Profile;
 use super::set_parent::{check_kinds, link_to};
 use crate::disk::{OpenOptions, VirtualDisk};
 use crate::error::{Context, Error, ErrorKind, Result};
 use crate::image::{CreateParameters, DiskType, Format};
+use crate::num::MIB;
 use crate::operation::{Monitor, Operation};
-use crate::storage::NewFile;
+use crate::storage::{NewFile, Storage};
 
 /// What to create and where.
 #[derive(Clone, Debug)]
@@ -29,6 +31,9 @@ pub struct CreateOptions {
     pub overwrite: bool,
 }
 
+/// The space of a fixed disk is reserved in such steps, in bytes: some file systems write zeros for it.
+const STEP: u64 = 256 * MIB;
+
 /// Creates a disk. Units of progress: steps. A cancelled or failed creation leaves no file.
 ///
 /// # Errors
@@ -47,7 +52,8 @@ fn run(options: &CreateOptions, monitor: &Monitor) -> Result<()> {
     let (parameters, _parent) = complete(options)?;
     monitor.checkpoint()?;
     let file = NewFile::create(&options.path, options.overwrite)?;
-    let builder = super::new_builder(file.storage(), &parameters).at_path(&options.path)?;
+    let storage = reserving(file.storage(), &parameters, monitor);
+    let builder = super::new_builder(storage, &parameters).at_path(&options.path)?;
     monitor.advance(1);
     monitor.checkpoint()?;
     builder.finish().at_path(&options.path)?;
@@ -60,6 +66,79 @@ fn run(options: &CreateOptions, monitor: &Monitor) -> Result<()> {
     file.publish()?;
     monitor.advance(1);
     Ok(())
+}
+
+/// A new file whose space is reserved step by step, between which the work may stop.
+struct InSteps {
+    below: Arc<dyn Storage>,
+    monitor: Monitor,
+}
+
+fn reserving(
+    file: Arc<dyn Storage>,
+    parameters: &CreateParameters,
+    monitor: &Monitor,
+) -> Arc<dyn Storage> {
+    if parameters.disk_type != DiskType::Fixed {
+        return file;
+    }
+    monitor.set_completion(3 + parameters.virtual_size.div_ceil(STEP));
+    Arc::new(InSteps {
+        below: file,
+        monitor: monitor.clone(),
+    })
+}
+
+impl Storage for InSteps {
+    fn allocate(&self, offset: u64, length: u64) -> Result<()> {
+        let mut done = 0;
+        while done < length {
+            self.monitor.checkpoint()?;
+            let n = (length - done).min(STEP);
+            self.below.allocate(offset + done, n)?;
+            if n == STEP {
+                self.monitor.advance(1);
+            }
+            done += n;
+        }
+        Ok(())
+    }
+
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
+        self.below.read_at(offset, buf)
+    }
+
+    fn write_at(&self, offset: u64, data: &[u8]) -> Result<()> {
+        self.below.write_at(offset, data)
+    }
+
+    fn flush(&self) -> Result<()> {
+        self.below.flush()
+    }
+
+    fn len(&self) -> Result<u64> {
+        self.below.len()
+    }
+
+    fn set_len(&self, length: u64) -> Result<()> {
+        self.below.set_len(length)
+    }
+
+    fn zero_range(&self, offset: u64, length: u64) -> Result<()> {
+        self.below.zero_range(offset, length)
+    }
+
+    fn grows_with_zeros(&self) -> bool {
+        self.below.grows_with_zeros()
+    }
+
+    fn survives_crash(&self) -> bool {
+        self.below.survives_crash()
+    }
+
+    fn path(&self) -> Option<&Path> {
+        self.below.path()
+    }
 }
 
 /// Fills in what the parent decides.
@@ -125,4 +204,88 @@ fn complete(options: &CreateOptions) -> Result<(CreateParameters, Option<Virtual
         &options.open_parent,
     )?);
     Ok((parameters, Some(parent)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::ErrorKind::Aborted;
+    use crate::image::{Format, IdentifierSource};
+    use crate::storage::MemoryStorage;
+    use std::sync::Mutex;
+
+    /// Notes how far the work said it was when space was asked for; stops it there if it is to.
+    struct Asked {
+        monitor: Monitor,
+        progress: Arc<Mutex<Vec<f64>>>,
+        bytes: MemoryStorage,
+    }
+
+    impl Storage for Asked {
+        fn allocate(&self, _: u64, length: u64) -> Result<()> {
+            assert!(length <= STEP);
+            let progress = self.monitor.observer().progress().percent();
+            self.progress.lock().unwrap().push(progress);
+            Ok(())
+        }
+        fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
+            self.bytes.read_at(offset, buf)
+        }
+        fn write_at(&self, offset: u64, data: &[u8]) -> Result<()> {
+            self.bytes.write_at(offset, data)
+        }
+        fn flush(&self) -> Result<()> {
+            Ok(())
+        }
+        fn len(&self) -> Result<u64> {
+            self.bytes.len()
+        }
+        fn set_len(&self, length: u64) -> Result<()> {
+            self.bytes.set_len(length)
+        }
+    }
+
+    #[test]
+    fn the_space_of_a_fixed_disk_is_reserved_with_an_honest_percentage_and_can_be_cancelled() {
+        for format in [Format::Vhd, Format::Vhdx, Format::Raw] {
+            let parameters = CreateParameters {
+                format,
+                disk_type: DiskType::Fixed,
+                virtual_size: 100 * STEP,
+                block_size: None,
+                logical_sector_size: None,
+                physical_sector_size: None,
+                identifier: None,
+                parent: None,
+                identifiers: IdentifierSource::seeded(1),
+                created: 0,
+            };
+            let monitor = Monitor::unobserved();
+            let progress = Arc::new(Mutex::new(Vec::new()));
+            let storage = || {
+                reserving(
+                    Arc::new(Asked {
+                        monitor: monitor.clone(),
+                        progress: progress.clone(),
+                        bytes: MemoryStorage::new(),
+                    }),
+                    &parameters,
+                    &monitor,
+                )
+            };
+            super::super::new_builder(storage(), &parameters).unwrap();
+            {
+                let seen = progress.lock().unwrap();
+                let half = seen.iter().filter(|&&percent| percent < 50.0).count() * 100;
+                assert!(
+                    (45..55).contains(&(half / seen.len())),
+                    "{format:?}: {seen:?}"
+                );
+                assert!(seen.is_sorted() && seen.len() >= 100);
+            }
+            monitor.observer().cancel();
+            let stopped = super::super::new_builder(storage(), &parameters);
+            assert_eq!(stopped.map(drop).unwrap_err().kind(), Aborted);
+        }
+    }
 }

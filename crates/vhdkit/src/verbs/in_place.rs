@@ -1,16 +1,19 @@
-//! Converting without copying: a raw disk and a fixed VHD differ by a footer.
+//! Converting without copying: a raw disk and a fixed VHD differ by a footer; a raw disk and a VHDX by where their data
+//! lies, which a file system that shares blocks can change (docs/decisions/0007).
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use uuid::Uuid;
 
+use super::convert::fill;
 use super::profile::Profile;
-use crate::disk::detect_format;
+use crate::disk::{Layer, VirtualDisk, detect_format, open_image};
 use crate::error::{Context, Error, ErrorKind, Result};
 use crate::image::{CreateParameters, DiskType, Format, IdentifierSource};
 use crate::num::round_up;
 use crate::operation::{Monitor, Operation};
-use crate::storage::{Access, FileStorage, Storage};
+use crate::storage::{Access, FileStorage, NewFile, Storage};
 use crate::vhd;
 
 /// What to turn into what.
@@ -19,7 +22,7 @@ use crate::vhd;
 pub struct InPlaceOptions {
     /// The file.
     pub path: PathBuf,
-    /// What it is to be: a fixed VHD from a raw disk, or a raw disk from a fixed VHD.
+    /// What it is to be: a fixed VHD or a dynamic VHDX from a raw disk, or a raw disk from a fixed VHD or a VHDX.
     pub format: Format,
     /// The place where it is to be used; it may demand that the disk grows by less than a MiB of zeros.
     pub profile: Option<Profile>,
@@ -34,8 +37,11 @@ pub struct InPlaceOptions {
 /// Turns a raw disk into a fixed VHD by appending a footer, or back by cutting it off. Nothing else is read or written,
 /// and a crash leaves one or the other. The file keeps its name. Units of progress: steps.
 ///
+/// Between a raw disk and a VHDX without a parent: a new file shares the data's blocks with the old one and then takes its
+/// place, in one step. That needs a file system that can share blocks (XFS, btrfs). Units of progress: bytes of data.
+///
 /// # Errors
-/// Through the operation: [`ErrorKind::NotSupported`] for any other pair of formats, [`ErrorKind::InvalidType`] if the
+/// Through the operation: [`ErrorKind::NotSupported`] for any other pair of formats, and where blocks cannot be shared, [`ErrorKind::InvalidType`] if the
 /// file is already what it is to be or would be taken for something else, [`ErrorKind::InvalidSize`] for a raw file
 /// that is not whole sectors or too large, and what opening and writing can fail with.
 pub fn convert_in_place(options: InPlaceOptions) -> Operation<()> {
@@ -48,12 +54,15 @@ pub fn convert_in_place(options: InPlaceOptions) -> Operation<()> {
 
 fn run(options: &InPlaceOptions, monitor: &Monitor) -> Result<()> {
     monitor.set_completion(1);
-    let storage = FileStorage::open(&options.path, Access::ReadWrite)?;
-    let found = detect_format(&storage)?;
+    let storage = Arc::new(FileStorage::open(&options.path, Access::ReadWrite)?);
+    let found = detect_format(&*storage)?;
     monitor.checkpoint()?;
     match (found, options.format) {
         (Format::Raw, Format::Vhd) => append(&storage, options)?,
-        (Format::Vhd, Format::Raw) => vhd::strip_footer(&storage)?,
+        (Format::Vhd, Format::Raw) => vhd::strip_footer(&*storage)?,
+        (Format::Raw, Format::Vhdx) | (Format::Vhdx, Format::Raw) => {
+            return share(&storage, found, options, monitor);
+        }
         (found, wanted) if found == wanted => {
             return Err(Error::new(
                 ErrorKind::InvalidType,
@@ -77,12 +86,50 @@ fn run(options: &InPlaceOptions, monitor: &Monitor) -> Result<()> {
     Ok(())
 }
 
-fn append(storage: &FileStorage, options: &InPlaceOptions) -> Result<()> {
-    let length = storage.len()?;
+/// Puts a new file in the place of the old one, with the same blocks.
+fn share(
+    storage: &Arc<FileStorage>,
+    found: Format,
+    options: &InPlaceOptions,
+    monitor: &Monitor,
+) -> Result<()> {
+    let image = open_image(storage.clone(), found, true)?;
+    let info = image.info();
+    if info.disk_type == DiskType::Differencing {
+        return Err(Error::new(
+            ErrorKind::InvalidType,
+            "what it does not hold itself is in its parent",
+        )
+        .with_hint("leave --in-place out and name a new file"));
+    }
+    let file = NewFile::replacing(&options.path)?;
+    if !file.storage().can_clone_from(&**storage) {
+        return Err(Error::new(
+            ErrorKind::NotSupported,
+            "its file system cannot share blocks between two files",
+        )
+        .with_hint("leave --in-place out and name a new file; XFS and btrfs can share blocks"));
+    }
     let mut parameters = CreateParameters {
-        format: Format::Vhd,
+        disk_type: DiskType::Dynamic,
+        ..parameters(options, info.virtual_size)
+    };
+    if let Some(profile) = options.profile {
+        profile.apply(&mut parameters)?;
+    }
+    let disk =
+        VirtualDisk::from_layers(vec![Layer::new(image, &options.path).writable(true)], true)?;
+    fill(&disk, file.storage(), &parameters, options.profile, monitor)?;
+    monitor.checkpoint()?;
+    disk.close()?;
+    file.publish()
+}
+
+fn parameters(options: &InPlaceOptions, virtual_size: u64) -> CreateParameters {
+    CreateParameters {
+        format: options.format,
         disk_type: DiskType::Fixed,
-        virtual_size: round_up(length, 512),
+        virtual_size: round_up(virtual_size, 512),
         block_size: None,
         logical_sector_size: None,
         physical_sector_size: None,
@@ -90,7 +137,12 @@ fn append(storage: &FileStorage, options: &InPlaceOptions) -> Result<()> {
         parent: None,
         identifiers: options.identifiers.clone(),
         created: options.created,
-    };
+    }
+}
+
+fn append(storage: &FileStorage, options: &InPlaceOptions) -> Result<()> {
+    let length = storage.len()?;
+    let mut parameters = parameters(options, length);
     if let Some(profile) = options.profile {
         profile.apply(&mut parameters)?;
     }

@@ -5,12 +5,14 @@
 //! 2  the target gets that identity
 //! 3  the target is made longer if need be; every range that a merged image decides is written to it; flush
 //! 4  the image before the target forgets the old identity
-//! 5  if asked for: disks whose parent was the first merged image get the target as parent, at last that image itself;
-//!    merged files are deleted, the first one last
+//! 5  if asked for: disks whose parent was the first merged image get the target as parent, and so does, at last, the
+//!    image before it, or if it is the leaf that image itself; merged files are deleted, the leaf last (`leftovers`)
 //! ```
 //!
 //! The merged images keep all they hold until 5, so the chain reads the same at every moment: cancelled, killed or out
 //! of space anywhere, it opens, reads as before, and the merge can be run again.
+
+mod leftovers;
 
 use std::ops::Range;
 use std::path::PathBuf;
@@ -24,7 +26,7 @@ use crate::error::{Context, Error, ErrorKind, Result};
 use crate::image::{DiskType, ExtentKind, Image, ImageInfo, ZeroMode};
 use crate::num::{MIB, to_usize};
 use crate::operation::{Monitor, Operation};
-use crate::storage::AlignedBuffer;
+use crate::storage::{AlignedBuffer, CopyRun, copy_runs};
 
 /// What to fold into what. Depths count from the leaf, which is 1.
 #[derive(Clone, Debug)]
@@ -64,12 +66,16 @@ pub struct MergeReport {
     pub orphaned: Vec<PathBuf>,
     /// Children of the first merged image that have the target as parent now.
     pub relinked: Vec<PathBuf>,
-    /// Files that were deleted.
+    /// Files that were deleted, with those that an earlier merge was stopped at deleting. If nothing else was left to do,
+    /// `merged` is empty.
     pub deleted: Vec<PathBuf>,
 }
 
-/// The longest run that is copied between two points where the work may stop, in bytes.
+/// The longest run that is looked at between two points where the work may stop, in bytes.
 const STEP: u64 = 16 * MIB;
+
+/// What is gathered before it is copied, so that what lies together in both files goes together.
+const BATCH: u64 = 32 * MIB;
 
 /// Merges images of a chain. All images from the one before the first merged one to the target have been opened for
 /// writing ([`OpenOptions::write_depth`]). Units of progress: bytes to be copied.
@@ -102,7 +108,21 @@ pub fn orphans(disk: &VirtualDisk, options: &MergeOptions) -> Result<Vec<PathBuf
 
 fn run(disk: &VirtualDisk, options: &MergeOptions, monitor: &Monitor) -> Result<MergeReport> {
     let _reserved = disk.reserve()?;
-    let (first, target) = depths(disk, options)?;
+    let mut deleted = if options.delete_merged {
+        finish_earlier(disk, options.dry_run)?
+    } else {
+        Vec::new()
+    };
+    let (first, target) = match depths(disk, options) {
+        // Only deleting was left of the merge that these depths were for.
+        Err(_) if !deleted.is_empty() => {
+            return Ok(MergeReport {
+                deleted,
+                ..MergeReport::default()
+            });
+        }
+        depths => depths?,
+    };
     let mut merge = Merge {
         disk,
         monitor,
@@ -122,13 +142,13 @@ fn run(disk: &VirtualDisk, options: &MergeOptions, monitor: &Monitor) -> Result<
     };
     if options.dry_run {
         report.relinked = relink;
-        report.deleted = if options.delete_merged {
-            report.merged.clone()
-        } else {
-            Vec::new()
-        };
+        if options.delete_merged {
+            deleted.extend(report.merged.iter().cloned());
+        }
+        report.deleted = deleted;
         return Ok(report);
     }
+    report.deleted = deleted;
     disk.with_chain(|chain| (first.max(1) - 1..=target).try_for_each(|i| chain.check_writable(i)))?;
     let _frozen = (first == 0).then(|| Frozen::new(disk));
     let (copied, zeroed) = merge.copy()?;
@@ -140,6 +160,19 @@ fn run(disk: &VirtualDisk, options: &MergeOptions, monitor: &Monitor) -> Result<
         merge.replace_merged(&relink, options, &mut report)?;
     }
     Ok(report)
+}
+
+/// Deletes (or names) what an earlier merge of the disk was stopped at deleting.
+fn finish_earlier(disk: &VirtualDisk, dry_run: bool) -> Result<Vec<PathBuf>> {
+    let leaf = disk.path();
+    let left = disk.with_chain(|chain| leftovers::find(&leaf, chain.layers()));
+    if dry_run {
+        return Ok(left);
+    }
+    let mut deleted = Vec::new();
+    leftovers::delete(&left, &mut deleted)?;
+    leftovers::forget(&leaf)?;
+    Ok(deleted)
 }
 
 /// Depths as indices: the first image to be merged and the target.
@@ -339,13 +372,18 @@ impl Merge<'_> {
             target,
             unit: disk
                 .with_chain(|chain| chain.layers()[target].image().info().block_size)
-                .unwrap_or(u64::MAX),
+                .unwrap_or(STEP),
             buffer: &mut self.buffer,
-            run: None,
+            monitor: self.monitor,
+            runs: Vec::new(),
+            layer: None,
+            gathered: 0,
+            written: 0,
         };
         while at < size {
             self.monitor.checkpoint()?;
-            let step = (size - at).min(STEP);
+            // To the end of a block of the target, so that it can be placed as a whole.
+            let step = (size - at).min(STEP.max(writer.unit - at % writer.unit));
             let (length, decided) = disk.with_chain(|chain| {
                 let (length, decided) = decided(chain, first..target, at, step)?;
                 match decided {
@@ -362,10 +400,7 @@ impl Merge<'_> {
                 Ok::<_, Error>((length, decided))
             })?;
             match decided {
-                Decided::Data(_) => {
-                    copied += length;
-                    self.monitor.advance(length);
-                }
+                Decided::Data(_) => copied += length,
                 Decided::Zero => zeroed += length,
                 Decided::ByTarget => {}
             }
@@ -397,19 +432,11 @@ impl Merge<'_> {
         options: &MergeOptions,
         report: &mut MergeReport,
     ) -> Result<()> {
-        let target = self
+        let (first, target) = (self.first, self.target);
+        let leaf = self.disk.path();
+        let info = self
             .disk
-            .with_chain(|chain| chain.layers()[self.target].image().info());
-        if self.first > 0 {
-            let before = self.first - 1;
-            self.disk.change_chain(|chain| -> Result<()> {
-                let path = chain.layers()[before].path().to_path_buf();
-                let link = link_to(&path, &report.target, &target, &options.open)?;
-                change(chain, before, |image| image.set_parent(&link))?;
-                report.relinked.push(path);
-                Ok(())
-            })?;
-        }
+            .with_chain(|chain| chain.layers()[target].image().info());
         for child in relink {
             let disk = options
                 .open
@@ -417,31 +444,37 @@ impl Merge<'_> {
                 .parents(Parents::Ignored)
                 .writable(true)
                 .open(child)?;
-            let link = link_to(child, &report.target, &target, &options.open)?;
+            let link = link_to(child, &report.target, &info, &options.open)?;
             disk.change_chain(|chain| change(chain, 0, |image| image.set_parent(&link)))?;
             disk.close()?;
             report.relinked.push(child.clone());
         }
-        if self.target - self.first > 1 {
-            // The first one goes last, and needs none of the others: stopped between two of them, it reads as before
-            // and the merge can be run again. That one then does not know of those that were not deleted yet, but
-            // names them as orphans.
-            self.disk.change_chain(|chain| -> Result<()> {
-                let path = chain.layers()[self.first].path().to_path_buf();
-                let link = link_to(&path, &report.target, &target, &options.open)?;
-                change(chain, self.first, |image| image.set_parent(&link))
-            })?;
-        }
+        // The image that stays until nothing else is left to delete: a merge of it can be run again.
+        let last = if first == 0 { 0 } else { first - 1 };
+        let (gone, is_alone) = (last + 1..target, last + 1 == target);
+        self.disk.change_chain(|chain| -> Result<()> {
+            if is_alone {
+                return Ok(());
+            }
+            leftovers::write(&leaf, &leftovers::of_layers(&chain.layers()[gone.clone()])?)?;
+            let path = chain.layers()[last].path().to_path_buf();
+            let link = link_to(&path, &report.target, &info, &options.open)?;
+            change(chain, last, |image| image.set_parent(&link))?;
+            if first > 0 {
+                report.relinked.insert(0, path);
+            }
+            Ok(())
+        })?;
         // From here on nobody needs the merged files. They are closed before they go.
         let merged: Vec<_> = self
             .disk
-            .change_chain(|chain| chain.layers_mut().drain(self.first..self.target).collect());
+            .change_chain(|chain| chain.layers_mut().drain(first..target).collect());
         drop(merged);
-        for path in report.merged.iter().rev() {
-            std::fs::remove_file(path).map_err(|e| Error::io("delete", e).with_path(path))?;
-            report.deleted.push(path.clone());
-        }
-        Ok(())
+        let mut paths: Vec<PathBuf> = report.merged.iter().rev().cloned().collect();
+        let leaf_file = if first == 0 { paths.pop() } else { None };
+        leftovers::delete(&paths, &mut report.deleted)?;
+        leftovers::forget(&leaf)?;
+        leftovers::delete(leaf_file.as_slice(), &mut report.deleted)
     }
 }
 
@@ -545,19 +578,16 @@ fn change<R>(
 /// Writes data of the merged images to the target.
 struct Writer<'a> {
     target: usize,
-    /// The target's unit of allocation.
+    /// The target's unit of allocation, or what stands for it in one that has none.
     unit: u64,
     buffer: &'a mut AlignedBuffer,
-    run: Option<Run>,
-}
-
-/// Bytes that are contiguous in both files and not yet copied: blocks that lie one after the other go as one.
-#[derive(Clone, Copy)]
-struct Run {
-    layer: usize,
-    from: u64,
-    to: u64,
-    length: u64,
+    monitor: &'a Monitor,
+    /// Not yet copied, all of one layer, and how much that is.
+    runs: Vec<CopyRun>,
+    layer: Option<usize>,
+    gathered: u64,
+    /// Through the image, since its last flush.
+    written: u64,
 }
 
 impl Writer<'_> {
@@ -570,18 +600,25 @@ impl Writer<'_> {
             let from = source.storage_offset + done;
             let place = layer.image().place(at, n).at_path(layer.path())?;
             if let Some(to) = place {
-                self.extend(
-                    chain,
-                    Run {
-                        layer: source.layer,
-                        from,
-                        to,
-                        length: n,
-                    },
-                )?;
+                if self.layer != Some(source.layer) || self.gathered >= BATCH {
+                    self.finish(chain)?;
+                    self.layer = Some(source.layer);
+                }
+                self.runs.push(CopyRun {
+                    from,
+                    to,
+                    length: n,
+                });
+                self.gathered += n;
             } else {
                 // The bytes come to a block that is here in part: the image knows what to do.
                 self.write_through(chain, at, n, source.layer, from)?;
+                self.written += n;
+                if self.written >= BATCH {
+                    // So that the last flush has not all of it to do.
+                    layer.image().flush().at_path(layer.path())?;
+                    self.written = 0;
+                }
             }
             done += n;
         }
@@ -610,39 +647,26 @@ impl Writer<'_> {
                 .image()
                 .write_at(offset + done, bytes, &chain.ancestors(self.target))
                 .at_path(layer.path())?;
+            self.monitor.advance(n);
             done += n;
         }
         Ok(())
     }
 
-    fn extend(&mut self, chain: &Chain, next: Run) -> Result<()> {
-        match &mut self.run {
-            Some(run)
-                if run.layer == next.layer
-                    && run.from + run.length == next.from
-                    && run.to + run.length == next.to
-                    && run.length < STEP =>
-            {
-                run.length += next.length;
-            }
-            _ => {
-                self.finish(chain)?;
-                self.run = Some(next);
-            }
-        }
-        Ok(())
-    }
-
-    /// Copies what is left.
+    /// Copies what was gathered.
     fn finish(&mut self, chain: &Chain) -> Result<()> {
-        let Some(run) = self.run.take() else {
+        let Some(layer) = self.layer else {
             return Ok(());
         };
-        let (source, target) = (&chain.layers()[run.layer], &chain.layers()[self.target]);
-        target
-            .image()
-            .storage()
-            .copy_range_from(&**source.image().storage(), run.from, run.to, run.length)
-            .at_path(target.path())
+        let (source, target) = (&chain.layers()[layer], &chain.layers()[self.target]);
+        self.gathered = 0;
+        let monitor = self.monitor;
+        copy_runs(
+            &**target.image().storage(),
+            &**source.image().storage(),
+            std::mem::take(&mut self.runs),
+            &|bytes| monitor.advance(bytes),
+        )
+        .at_path(target.path())
     }
 }

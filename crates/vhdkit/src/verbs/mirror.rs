@@ -260,8 +260,26 @@ impl Work<'_> {
         builder.finish().at_path(path)?;
         drop(builder);
         let image = open_image(file.storage(), parameters.format, true).at_path(path)?;
+        let mut target = Layer::new(image, path).writable(true);
+        self.copy_metadata(&mut target)?;
         self.file = Some(file);
-        Ok((Layer::new(image, path).writable(true), dirty))
+        Ok((target, dirty))
+    }
+
+    /// The copy is to become the disk, with what its user keeps beside the content. Nobody changes that meanwhile: the
+    /// disk is reserved.
+    fn copy_metadata(&self, target: &mut Layer) -> Result<()> {
+        if self.disk.info().format != Format::Vhdx || target.image().info().format != Format::Vhdx {
+            return Ok(());
+        }
+        self.disk.with_chain(|chain| {
+            let leaf = chain.leaf().image();
+            for (item, _) in leaf.user_metadata()? {
+                let value = leaf.read_user_metadata(item)?;
+                target.image_mut().write_user_metadata(item, Some(&value))?;
+            }
+            Ok(())
+        })
     }
 
     /// Copies what differs until nothing does, again and again. Ends with success when the mirror is to be broken.

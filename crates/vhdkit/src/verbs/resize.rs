@@ -5,6 +5,7 @@ use std::sync::Arc;
 use crate::disk::VirtualDisk;
 use crate::error::{Context, Error, ErrorKind, Result};
 use crate::image::{DiskType, Format};
+use crate::num::MIB;
 use crate::operation::{Monitor, Operation};
 use crate::volume::{self, GptMove, Medium, PartitionTable, Step};
 use crate::{vhd, vhdx};
@@ -54,13 +55,15 @@ pub struct ResizeReport {
 
 /// Resizes the leaf of a disk that was opened for writing. What is added reads as zeros, also where the disk was larger
 /// before. Children of the disk lose their parent (the identity that they have recorded changes in a VHDX). Units of
-/// progress: bytes that have to be allocated.
+/// progress: bytes of tables to be read or written, and a small part of those to be allocated.
 ///
 /// | | fixed | dynamic | differencing |
 /// |---|---|---|---|
 /// | VHD | larger | larger | never |
 /// | VHDX | larger, smaller | larger, smaller | larger, smaller |
 /// | raw | larger, smaller | | |
+///
+/// A VHDX does not become smaller than 3 MiB, the least that Windows knows.
 ///
 /// # Errors
 /// Through the operation: [`ErrorKind::InvalidType`] and [`ErrorKind::InvalidSize`] outside this table and the format's
@@ -199,6 +202,9 @@ fn run(disk: &VirtualDisk, options: &ResizeOptions, monitor: &Monitor) -> Result
     Ok(report)
 }
 
+/// No disk is made smaller than this, in bytes: Windows could not have made it.
+const MIN_SIZE: u64 = 3 * MIB;
+
 fn check_kind(
     format: Format,
     disk_type: DiskType,
@@ -223,6 +229,13 @@ fn check_kind(
             format!("it has {old} bytes already, the new size is {size}"),
         )
         .with_hint("'vhdkit resize' makes disks smaller"));
+    }
+    if matches!(format, Format::Vhd | Format::Vhdx) && size < old && size < MIN_SIZE {
+        return Err(Error::new(
+            ErrorKind::InvalidSize,
+            format!("{size} bytes are too few: Windows knows no disk of less than 3 MiB"),
+        )
+        .with_hint("give a larger size"));
     }
     match (format, disk_type) {
         (Format::Iso, _) => unable("be resized", "only disks that can be written can"),

@@ -8,7 +8,6 @@ use super::information::{ParentLocation, parent_location};
 use crate::disk::{MAX_DEPTH, OpenOptions, Parents, VirtualDisk, relative_windows_path};
 use crate::error::{Context, Error, ErrorKind, Result};
 use crate::image::{DiskType, Format, ImageInfo, ParentLink};
-use crate::storage::{Access, FileStorage};
 
 /// What to record.
 #[derive(Clone, Debug)]
@@ -139,10 +138,11 @@ pub fn set_parent_locator(disk: &VirtualDisk, identifier: Uuid, parent: &Path) -
                 format!("a {} disk has no parent", disk.info().disk_type.name()),
             ));
         }
+        let open = OpenOptions::new().record_native_paths(true);
         let link = ParentLink {
             identifier,
             relative_path: relative_windows_path(&path, parent)?,
-            absolute_path: parent.to_string_lossy().into_owned(),
+            absolute_path: open.windows_path(parent).unwrap_or_default(),
             // Without the file there is no time to record.
             modified: modified(parent).unwrap_or(0),
             disk_identifier: None,
@@ -274,8 +274,14 @@ pub(crate) struct Child {
     pub(crate) parents: Vec<Uuid>,
 }
 
-/// The differencing disks in the folders of `near`, these themselves left out. Files that cannot be opened are
-/// skipped: they may be in use, and then nobody can say.
+/// What a file says of itself, read without a lock: whoever wants to write to it must not fail for it.
+fn look(path: &Path) -> Result<ImageInfo> {
+    let options = OpenOptions::new().parents(Parents::Ignored);
+    Ok(options.unlocked(true).open(path)?.info())
+}
+
+/// The differencing disks in the folders of `near`, these themselves left out, in use or not. Files that cannot be read
+/// as disks (any more, or at this moment) are skipped.
 pub(crate) fn differencing_disks_near(near: &[PathBuf]) -> Vec<Child> {
     let mut folders: Vec<PathBuf> = near
         .iter()
@@ -302,13 +308,7 @@ pub(crate) fn differencing_disks_near(near: &[PathBuf]) -> Vec<Child> {
         {
             continue;
         }
-        // A look without a lock would be enough, but not at a file that is being written.
-        if FileStorage::open(&path, Access::ReadOnly).is_err() {
-            continue;
-        }
-        let disk = OpenOptions::new().parents(Parents::Ignored).open(&path);
-        let Ok(disk) = disk else { continue };
-        let info = disk.info();
+        let Ok(info) = look(&path) else { continue };
         if info.disk_type == DiskType::Differencing
             && let Some(parent) = info.parent
         {

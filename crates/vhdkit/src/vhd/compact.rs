@@ -18,7 +18,7 @@ use super::layout::{FOOTER_SIZE, HEADER_SIZE, SECTOR};
 use super::space::{Kind, Move, Plan, Structure, covered, displaced, holes, plan};
 use super::sparse::Sparse;
 use crate::error::Result;
-use crate::image::{AllocatedBlock, Backing, Packed, Usage};
+use crate::image::{AllocatedBlock, Backing, Packed, Told, Usage};
 use crate::num::{round_up, to_usize};
 use crate::storage::{AlignedBuffer, CopyRun, copy_runs};
 
@@ -146,7 +146,7 @@ impl VhdImage {
     }
 
     /// One step of packing. Fixed disks and block devices stay as they are.
-    pub(super) fn pack_some(&mut self, budget: u64) -> Result<Packed> {
+    pub(super) fn pack_some(&mut self, budget: u64, told: Told<'_>) -> Result<Packed> {
         self.journal.check()?;
         self.refuse_saved_state("be compacted")?;
         let Some(sparse) = self.sparse.as_ref() else {
@@ -174,7 +174,7 @@ impl VhdImage {
             for step in &batch {
                 copy_bitmap(sparse, step.from, step.to, &mut runs)?;
             }
-            copy_runs(&*sparse.storage, &*sparse.storage, runs)?;
+            copy_runs(&*sparse.storage, &*sparse.storage, runs, told)?;
             let moves: Vec<_> = batch.iter().map(|m| (m.block, m.from, m.to)).collect();
             self.journal.move_blocks(&sparse.tables, &moves)?;
             plan.moves.truncate(plan.moves.len() - count);

@@ -21,7 +21,7 @@ use crate::block_lock::BlockLocks;
 use crate::error::{Error, ErrorKind, Result};
 use crate::image::{
     AllocatedBlock, Backing, DiskType, Extent, ExtentKind, Format, Image, ImageInfo, Pace, Packed,
-    ParentLink, ParentReference, Usage, ZeroMode,
+    ParentLink, ParentReference, Told, Usage, ZeroMode,
 };
 use crate::num::{round_up, to_usize};
 use crate::storage::Storage;
@@ -448,8 +448,8 @@ impl Image for VhdImage {
         self.release_block(block, backing)
     }
 
-    fn pack(&mut self, budget: u64) -> Result<Packed> {
-        self.pack_some(budget)
+    fn pack_telling(&mut self, budget: u64, moved: Told<'_>) -> Result<Packed> {
+        self.pack_some(budget, moved)
     }
 
     fn resize(&mut self, size: u64, _backing: &dyn Backing, pace: Pace<'_>) -> Result<()> {

@@ -9,6 +9,7 @@ use zerocopy::big_endian::U16;
 
 use super::layout::{Header, Locator, SECTOR};
 use crate::image::{ParentLink, ParentPath, ParentPathKind};
+use crate::native_path;
 use crate::num::to_usize;
 use crate::storage::Storage;
 
@@ -161,12 +162,16 @@ fn to_utf16_le(text: &str) -> Vec<u8> {
 
 /// What a new child stores of its parent: each platform code with its bytes.
 ///
-/// The absolute path is stored only if it is one of Windows; elsewhere a relative URL takes its place.
+/// The absolute path is stored if it is one of Windows, or in its notation ([`native_path`]); off Windows a relative URL
+/// is stored as well.
 pub(super) fn encode(link: &ParentLink) -> Vec<([u8; 4], Vec<u8>)> {
     let mut locators = vec![(W2RU, to_utf16_le(&link.relative_path))];
-    if is_windows_path(&link.absolute_path) {
+    let on_windows = is_windows_path(&link.absolute_path);
+    if on_windows {
         locators.push((W2KU, to_utf16_le(&link.absolute_path)));
-    } else {
+    }
+    // Nothing of this system is known on Windows, and the other way round.
+    if !on_windows || native_path::from_windows(&link.absolute_path).is_some() {
         locators.push((MACX, relative_url(&link.relative_path).into_bytes()));
     }
     locators.retain(|(_, bytes)| !bytes.is_empty());
@@ -289,6 +294,9 @@ mod tests {
         let written = encode(&windows);
         assert_eq!(written[1].0, W2KU);
         assert_eq!(decode(W2KU, &written[1].1).unwrap().path, r"C:\d\p.vhd");
+        let native = link(r".\p.vhd", r"\\?\srv\p.vhd");
+        let codes: Vec<_> = encode(&native).into_iter().map(|(code, _)| code).collect();
+        assert_eq!(codes, [W2RU, W2KU, MACX]);
         assert_eq!(decode_name(&encode_name(&unix)), "p.vhd");
         let long = link(&"é".repeat(300), "");
         assert_eq!(decode_name(&encode_name(&long)), "é".repeat(255));

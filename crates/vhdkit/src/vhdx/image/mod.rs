@@ -19,7 +19,7 @@ use crate::block_lock::BlockLocks;
 use crate::error::{Error, ErrorKind, Result};
 use crate::image::{
     AllocatedBlock, Backing, DiskType, Extent, ExtentKind, Format, Image, ImageInfo, Pace, Packed,
-    ParentLink, Usage, ZeroMode,
+    ParentLink, Told, Usage, ZeroMode,
 };
 use crate::num::to_usize;
 use crate::storage::Storage;
@@ -389,8 +389,8 @@ impl Image for VhdxImage {
         self.release_block(block)
     }
 
-    fn pack(&mut self, budget: u64) -> Result<Packed> {
-        self.pack_step(budget)
+    fn pack_telling(&mut self, budget: u64, moved: Told<'_>) -> Result<Packed> {
+        self.pack_step(budget, moved)
     }
 
     fn resize(&mut self, size: u64, backing: &dyn Backing, pace: Pace<'_>) -> Result<()> {

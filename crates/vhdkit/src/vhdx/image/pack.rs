@@ -4,7 +4,7 @@ use std::sync::OnceLock;
 
 use super::VhdxImage;
 use crate::error::{Context, Result};
-use crate::image::{Image, Packed};
+use crate::image::{Image, Packed, Told};
 use crate::storage::{CopyRun, copy_runs};
 use crate::vhdx::bat::Slot;
 use crate::vhdx::layout::{BAT_OFFSET_MASK, Guid, REGION_BAT, REGION_METADATA};
@@ -15,7 +15,7 @@ use crate::vhdx::space::Span;
 
 impl VhdxImage {
     /// See [`Image::pack`].
-    pub(super) fn pack_step(&mut self, budget: u64) -> Result<Packed> {
+    pub(super) fn pack_step(&mut self, budget: u64, told: Told<'_>) -> Result<Packed> {
         self.check_writable()?;
         // What was freed is free only once that is durable.
         self.flush()?;
@@ -33,7 +33,7 @@ impl VhdxImage {
         match now {
             [step] if step.what == Movable::Bat => self.move_region(REGION_BAT, step),
             [step] if step.what == Movable::Metadata => self.move_region(REGION_METADATA, step),
-            steps => self.move_blocks(steps),
+            steps => self.move_blocks(steps, told),
         }
         .while_doing("pack")?;
         if later.is_empty() {
@@ -48,7 +48,7 @@ impl VhdxImage {
         })
     }
 
-    fn move_blocks(&mut self, moves: &[Move]) -> Result<()> {
+    fn move_blocks(&mut self, moves: &[Move], told: Told<'_>) -> Result<()> {
         if moves.is_empty() {
             return Ok(());
         }
@@ -67,7 +67,7 @@ impl VhdxImage {
             }
             Ok(())
         });
-        let copied = copied.and_then(|()| copy_runs(&*self.storage, &*self.storage, runs));
+        let copied = copied.and_then(|()| copy_runs(&*self.storage, &*self.storage, runs, told));
         if let Err(e) = copied {
             self.abandon(&claimed);
             return Err(e);
@@ -109,7 +109,7 @@ impl VhdxImage {
     /// Copies within the file to where zeros are. Holes stay holes.
     pub(super) fn copy_inside(&self, from: Span, to: u64) -> Result<()> {
         let runs = self.data_inside(from, to)?;
-        copy_runs(&*self.storage, &*self.storage, runs)
+        copy_runs(&*self.storage, &*self.storage, runs, &|_| ())
     }
 
     /// What there is to copy.

@@ -13,7 +13,7 @@ use crate::error::{Context, Result};
 use crate::image::{Backing, Image, Pace};
 use crate::num::{GIB, MIB, round_up, to_usize};
 use crate::vhdx::bat::{self, Block, Geometry, Slot};
-use crate::vhdx::journal::{PlacedPage, write_pages};
+use crate::vhdx::journal::{PlacedPage, Session, write_pages};
 use crate::vhdx::layout::{ITEM_VIRTUAL_DISK_SIZE, REGION_BAT};
 use crate::vhdx::metadata;
 use crate::vhdx::pages::{PAGE, WORDS};
@@ -25,6 +25,26 @@ const ALLOCATION_STEP: u64 = GIB;
 type Page = Box<[u8]>;
 /// Pages of a new BAT that are written together.
 const PAGES_AT_ONCE: usize = 256;
+
+/// The table is made durable in such steps, in bytes, so that no barrier has much to do.
+const DURABLE_STEP: u64 = 16 * MIB;
+
+/// Allocating takes the time of reading so much less.
+const ALLOCATION_GAIN: u64 = 16 * 1024;
+
+/// Tells how far it is. Units: bytes of the BAT read or written, and of what is allocated a part.
+struct Meter<'a> {
+    pace: Pace<'a>,
+    done: u64,
+    all: u64,
+}
+
+impl Meter<'_> {
+    fn tell(&mut self, units: u64) -> Result<()> {
+        self.done += units;
+        (self.pace)(self.done.min(self.all), self.all)
+    }
+}
 
 /// What the BAT says beyond the old end of the disk.
 struct Added {
@@ -97,16 +117,23 @@ impl VhdxImage {
         if self.journal.is_modified() {
             self.flush()?;
         }
-        if allocates {
-            // This may be given up, and then the data has not changed.
-            self.begin_structure()?;
+        let surveys = self.metadata.leave_blocks_allocated || size < old.virtual_size;
+        let mut meter = Meter {
+            pace,
+            done: 0,
+            all: self.units(&old, &new, allocates, surveys)?,
+        };
+        meter.tell(0)?;
+        // An allocation may be given up, and then the data has not changed.
+        let session = if allocates {
+            Session::Structure
         } else {
-            self.begin()?;
-        }
+            Session::Data
+        };
+        self.begin_session(session, &mut |bytes| meter.tell(bytes))?;
         let fixed = if allocates {
-            Some(self.allocate_blocks(new.block_count - old.block_count, pace)?)
+            Some(self.allocate_blocks(new.block_count - old.block_count, &mut meter)?)
         } else {
-            pace(0, 1)?;
             None
         };
         let resized = self
@@ -118,6 +145,7 @@ impl VhdxImage {
                     hiding: Vec::new(),
                 },
                 backing,
+                &mut meter,
             )
             .while_doing("resize");
         if let Err(e) = resized {
@@ -125,9 +153,13 @@ impl VhdxImage {
             self.give_up(fixed.map(|at| (at, length)));
             return Err(e);
         }
-        if self.metadata.leave_blocks_allocated || size < old.virtual_size {
+        if surveys {
             self.flush()?;
-            let survey = self.survey()?;
+            let survey = self.survey_telling(&mut |bytes| {
+                // It is done: who asks to stop comes too late.
+                let _ = meter.tell(bytes);
+                Ok(())
+            })?;
             let end = survey.used.end();
             // What a fixed disk needs for blocks without a place stays.
             let keep = match survey.unplaced {
@@ -140,19 +172,41 @@ impl VhdxImage {
         Ok(())
     }
 
+    /// What there is to do, in the units of [`Meter`].
+    fn units(&self, old: &Geometry, new: &Geometry, allocates: bool, surveys: bool) -> Result<u64> {
+        let region = self.regions.bat;
+        let (mut table, mut at) = (0, region.offset);
+        while let Some(data) = self.storage.next_data(at..region.end())? {
+            table += data.end - data.start;
+            at = data.end;
+        }
+        let mut units = if self.journal.is_modified() { 0 } else { table };
+        if new.entries_used(self.metadata.has_parent) * 8 > region.length {
+            units += 2 * table;
+        }
+        let added = new.block_count.saturating_sub(old.block_count);
+        if allocates {
+            units += added * new.block_size / ALLOCATION_GAIN + 2 * 8 * added;
+        }
+        if surveys {
+            units += table + if allocates { 8 * added } else { 0 };
+        }
+        Ok(units.max(1))
+    }
+
     /// Reserves space for new blocks of a fixed disk: zeros, one after the other.
-    fn allocate_blocks(&self, count: u64, pace: Pace<'_>) -> Result<u64> {
+    fn allocate_blocks(&self, count: u64, meter: &mut Meter<'_>) -> Result<u64> {
         let total = count * self.geometry.block_size;
         let at = self.journal.take_space(&*self.storage, total)?;
         let mut done = 0;
         let mut allocate = || -> Result<()> {
             while done < total {
-                pace(done, total)?;
                 let n = (total - done).min(ALLOCATION_STEP);
                 self.storage.allocate(at + done, n)?;
                 done += n;
+                meter.tell(n / ALLOCATION_GAIN)?;
             }
-            pace(total, total)
+            Ok(())
         };
         match allocate() {
             Ok(()) => Ok(at),
@@ -181,7 +235,12 @@ impl VhdxImage {
         }
     }
 
-    fn resize_to(&mut self, mut added: Added, backing: &dyn Backing) -> Result<()> {
+    fn resize_to(
+        &mut self,
+        mut added: Added,
+        backing: &dyn Backing,
+        meter: &mut Meter<'_>,
+    ) -> Result<()> {
         self.begin()?;
         let (old, new) = (added.old, added.new);
         let (mut freed, mut freed_logged) = (Vec::new(), Vec::new());
@@ -224,7 +283,7 @@ impl VhdxImage {
         }
         let length = round_up(new.entries_allocated() * 8, MIB);
         let at = self.journal.take_space(&*self.storage, length)?;
-        let written = self.write_bat(&added, (at, length)).and_then(|()| {
+        let written = self.write_bat(&added, (at, length), meter).and_then(|()| {
             let regions = self.with_region(REGION_BAT, at, length);
             pages.extend(region::changed_pages(&*self.storage, &regions)?);
             self.reserve_pages(&pages)?;
@@ -308,8 +367,9 @@ impl VhdxImage {
     }
 
     /// Writes a whole BAT into space that reads as zeros.
-    fn write_bat(&self, added: &Added, (at, length): Span) -> Result<()> {
+    fn write_bat(&self, added: &Added, (at, length): Span, meter: &mut Meter<'_>) -> Result<()> {
         let mut pages: Vec<PlacedPage> = Vec::new();
+        let mut written = 0;
         for page in self.bat_pages(added, 0..length / PAGE)? {
             let (_, new) = self.bat_page(added, page)?;
             if new.iter().any(|&byte| byte != 0) {
@@ -317,7 +377,14 @@ impl VhdxImage {
             }
             if pages.len() == PAGES_AT_ONCE {
                 write_pages(&*self.storage, &pages)?;
+                let bytes = pages.len() as u64 * PAGE;
                 pages.clear();
+                written += bytes;
+                if written >= DURABLE_STEP {
+                    self.storage.flush()?;
+                    written = 0;
+                }
+                meter.tell(2 * bytes)?;
             }
         }
         write_pages(&*self.storage, &pages)

@@ -70,13 +70,24 @@ impl VhdxImage {
     /// large BAT and skips its holes.
     pub(super) fn walk_held(
         &self,
+        index: u64,
+        found: &mut dyn FnMut(Held) -> Result<bool>,
+    ) -> Result<()> {
+        self.walk_held_telling(index, &mut |_| Ok(()), found)
+    }
+
+    /// As [`Self::walk_held`]; `told` hears of further bytes of the BAT that were read, and may stop the walk.
+    fn walk_held_telling(
+        &self,
         mut index: u64,
+        told: &mut dyn FnMut(u64) -> Result<()>,
         found: &mut dyn FnMut(Held) -> Result<bool>,
     ) -> Result<()> {
         while index < self.bat.words() {
             match self.bat.peek(&*self.storage, index)? {
                 Peek::Zeros(count) => index += count,
                 Peek::Words(words) => {
+                    told(words.len() as u64 * 8)?;
                     for entry in words {
                         if let Some(held) = self.held(index, entry)?
                             && !found(held)?
@@ -93,6 +104,11 @@ impl VhdxImage {
 
     /// What of the file is in use; a place used twice makes the disk unfit for writing.
     pub(super) fn survey(&self) -> Result<Survey> {
+        self.survey_telling(&mut |_| Ok(()))
+    }
+
+    /// As [`Self::survey`]; `told` hears of further bytes of the BAT that were read, and may stop it.
+    pub(super) fn survey_telling(&self, told: &mut dyn FnMut(u64) -> Result<()>) -> Result<Survey> {
         let mut used = UsedMap::default();
         used.mark(0, HEADER_AREA);
         let (log_offset, log_length) = self.journal.log_span();
@@ -101,7 +117,7 @@ impl VhdxImage {
             used.mark(region.offset, region.length);
         }
         let (mut allocated, mut displaced, mut before) = (0, 0, None);
-        self.walk_held(0, &mut |held| {
+        self.walk_held_telling(0, told, &mut |held| {
             if !used.mark(held.at, held.length) {
                 return Err(shared(&held));
             }

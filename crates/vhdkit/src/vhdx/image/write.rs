@@ -25,20 +25,25 @@ impl VhdxImage {
 
     /// Called right before the first change: a request that changes nothing leaves the file and its identity alone.
     pub(super) fn begin(&self) -> Result<()> {
-        self.begin_session(Session::Data)
+        self.begin_session(Session::Data, &mut |_| Ok(()))
     }
 
     /// As [`Self::begin`], before a change that the guest does not see.
     pub(super) fn begin_structure(&self) -> Result<()> {
-        self.begin_session(Session::Structure)
+        self.begin_session(Session::Structure, &mut |_| Ok(()))
     }
 
-    fn begin_session(&self, session: Session) -> Result<()> {
+    /// `told` hears of further bytes of the BAT that were read, and may stop it before anything has changed.
+    pub(super) fn begin_session(
+        &self,
+        session: Session,
+        told: &mut dyn FnMut(u64) -> Result<()>,
+    ) -> Result<()> {
         self.journal.begin(
             session,
             &*self.storage,
             || {
-                let survey = self.survey()?;
+                let survey = self.survey_telling(told)?;
                 Ok((survey.used, survey.unplaced))
             },
             // Every block lies within the file from then on.

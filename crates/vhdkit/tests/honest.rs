@@ -1,0 +1,304 @@
+//! Percentages are honest: every operation that does real work, on a disk of a known speed. See `testkit::honest`.
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::cast_possible_truncation,
+    reason = "helpers of tests: a failure is a failed test"
+)]
+
+use std::sync::Arc;
+
+use vhdkit::VirtualDisk;
+use vhdkit::disk::{Layer, OpenOptions, open_image};
+use vhdkit::image::{CreateParameters, DiskType, Format, IdentifierSource};
+use vhdkit::storage::MemoryStorage;
+use vhdkit::verbs::compact::{CompactMode, CompactOptions, compact};
+use vhdkit::verbs::compare::compare;
+use vhdkit::verbs::convert::convert_disk;
+use vhdkit::verbs::merge::{MergeOptions, merge};
+use vhdkit::verbs::mirror::{MirrorOptions, break_mirror, is_mirrored, mirror};
+use vhdkit::verbs::resize::{NewSize, ResizeOptions, resize};
+use vhdkit_testkit::contract::Running;
+use vhdkit_testkit::guest::GuestOp;
+use vhdkit_testkit::honest::Drive;
+use vhdkit_testkit::variant::{TestDisk, Variant, new_image};
+
+const MIB: u64 = 1 << 20;
+/// Data of the disks: more than a second of reading.
+const DATA: u64 = 224 * MIB;
+
+fn parameters(format: Format, disk_type: DiskType, virtual_size: u64) -> CreateParameters {
+    CreateParameters {
+        format,
+        disk_type,
+        virtual_size,
+        block_size: None,
+        logical_sector_size: None,
+        physical_sector_size: None,
+        identifier: None,
+        parent: None,
+        identifiers: IdentifierSource::seeded(1),
+        created: 0,
+    }
+}
+
+/// Dynamic, or a child whose parent holds nothing, and full of data but for its end.
+fn full(format: Format, disk_type: DiskType, block_size: u64) -> TestDisk {
+    let variant = Variant {
+        format,
+        disk_type,
+        virtual_size: DATA + 8 * MIB,
+        block_size: Some(block_size),
+        sector_size: 512,
+        depth: 1,
+    };
+    let mut disk = if disk_type == DiskType::Differencing {
+        let base = Variant {
+            disk_type: DiskType::Dynamic,
+            ..variant.clone()
+        };
+        let mut disk = base.make(1);
+        disk.variant = Variant {
+            depth: 2,
+            ..variant
+        };
+        disk.add_child().unwrap();
+        disk
+    } else {
+        variant.make(1)
+    };
+    let step = 8 * MIB;
+    let writes: Vec<GuestOp> = (0..DATA / step)
+        .map(|i| GuestOp::write(i * step, step, i as u32))
+        .collect();
+    disk.fill(&writes).unwrap();
+    disk
+}
+
+fn open_on(drive: &Arc<Drive>, disk: &TestDisk) -> Arc<VirtualDisk> {
+    let layers = disk
+        .layers
+        .iter()
+        .map(|bytes| {
+            let file = drive.file(MemoryStorage::clone(bytes));
+            let image = open_image(file, disk.variant.format, true).unwrap();
+            Layer::new(image, "image").writable(true)
+        })
+        .collect();
+    Arc::new(VirtualDisk::from_layers(layers, true).unwrap())
+}
+
+/// Both formats, with small blocks and large ones.
+const KINDS: [(Format, u64); 3] = [
+    (Format::Vhd, 2 * MIB),
+    (Format::Vhdx, MIB),
+    (Format::Vhdx, 32 * MIB),
+];
+
+fn name(verb: &str, (format, block): (Format, u64)) -> String {
+    format!(
+        "{verb} {} with blocks of {} MiB",
+        format.name(),
+        block / MIB
+    )
+}
+
+#[test]
+fn merge_says_half_when_half_is_merged() {
+    for kind in KINDS {
+        let disk = full(kind.0, DiskType::Differencing, kind.1);
+        let drive = Arc::new(Drive::default());
+        let open = open_on(&drive, &disk);
+        drive.assert_honest(&name("merge", kind), || {
+            Running::of(merge(
+                open.clone(),
+                MergeOptions {
+                    source_depth: 1,
+                    target_depth: 2,
+                    delete_merged: false,
+                    open: OpenOptions::new(),
+                    dry_run: false,
+                },
+            ))
+        });
+    }
+}
+
+fn compacting(disk: &Arc<VirtualDisk>, mode: CompactMode, dry_run: bool) -> Running {
+    Running::of(compact(
+        disk.clone(),
+        CompactOptions {
+            mode,
+            dry_run,
+            ..CompactOptions::default()
+        },
+    ))
+}
+
+/// What was the first half of the disk is given back, and the other half moves.
+#[test]
+fn compact_says_half_when_half_is_moved() {
+    for kind in KINDS {
+        let mut disk = full(kind.0, DiskType::Dynamic, kind.1);
+        disk.fill(&[GuestOp::discard(0, DATA / 2)]).unwrap();
+        let drive = Arc::new(Drive::default());
+        let open = open_on(&drive, &disk);
+        drive.assert_honest(&name("compact --quick", kind), || {
+            compacting(&open, CompactMode::Quick, false)
+        });
+    }
+}
+
+/// The first half of the disk is zeros, which have to be read; then the other half moves.
+#[test]
+fn compact_says_half_when_half_is_looked_at_and_moved() {
+    for kind in KINDS {
+        let mut disk = full(kind.0, DiskType::Dynamic, kind.1);
+        write_zeros(&mut disk, DATA / 2);
+        let drive = Arc::new(Drive::default());
+        let open = open_on(&drive, &disk);
+        drive.assert_honest(&name("compact of half zeros", kind), || {
+            compacting(&open, CompactMode::Full, false)
+        });
+    }
+}
+
+/// As such, over data, so that only a look shows what they are.
+fn write_zeros(disk: &mut TestDisk, length: u64) {
+    let zeros = vec![0; 8 * MIB as usize];
+    let plain = disk.open(true).unwrap();
+    for at in (0..length).step_by(zeros.len()) {
+        plain.write_at(at, &zeros).unwrap();
+    }
+    plain.close().unwrap();
+}
+
+/// Nothing but zeros, all of which have to be read.
+#[test]
+fn compact_says_half_when_half_is_looked_at() {
+    for kind in KINDS {
+        let mut disk = full(kind.0, DiskType::Dynamic, kind.1);
+        write_zeros(&mut disk, DATA);
+        for dry_run in [true, false] {
+            let drive = Arc::new(Drive::default());
+            let open = open_on(&drive, &disk);
+            drive.assert_honest(&name("compact of zeros", kind), || {
+                compacting(&open, CompactMode::Full, dry_run)
+            });
+        }
+    }
+}
+
+#[test]
+fn convert_says_half_when_half_is_converted() {
+    let targets = [
+        (Format::Raw, DiskType::Fixed),
+        (Format::Vhd, DiskType::Fixed),
+        (Format::Vhd, DiskType::Dynamic),
+        (Format::Vhdx, DiskType::Dynamic),
+    ];
+    for kind in KINDS {
+        let disk = full(kind.0, DiskType::Dynamic, kind.1);
+        for (format, disk_type) in targets {
+            let drive = Arc::new(Drive::default());
+            let open = open_on(&drive, &disk);
+            let what = format!("{} to {}", name("convert", kind), format.name());
+            drive.assert_honest(&what, || {
+                let target = drive.file(MemoryStorage::new());
+                Running::of(convert_disk(
+                    open.clone(),
+                    target,
+                    parameters(format, disk_type, 0),
+                ))
+            });
+        }
+    }
+}
+
+/// Half of the disk is a hole, which takes no time.
+#[test]
+fn compare_says_half_when_half_of_the_data_is_compared() {
+    let disk = full(Format::Vhdx, DiskType::Dynamic, 2 * MIB);
+    let drive = Arc::new(Drive::default());
+    let longer = |disk: &TestDisk| {
+        let open = open_on(&drive, disk);
+        resize(
+            open.clone(),
+            ResizeOptions {
+                size: NewSize::Bytes(3 * DATA),
+                allow_unsafe: true,
+                fix_gpt: false,
+                expand_only: false,
+                dry_run: false,
+            },
+        )
+        .wait()
+        .unwrap();
+        Arc::into_inner(open).unwrap()
+    };
+    let (a, b) = (longer(&disk), longer(&disk));
+    drive.assert_honest("compare", || Running::of(compare(a, b)));
+}
+
+/// Only the source is on the slow disk.
+#[test]
+fn mirror_says_half_when_half_is_copied() {
+    let folder = tempfile::tempdir_in("/dev/shm").unwrap_or_else(|_| tempfile::tempdir().unwrap());
+    let disk = full(Format::Vhdx, DiskType::Dynamic, 2 * MIB);
+    for existing in [false, true] {
+        let drive = Arc::new(Drive::default());
+        let open = open_on(&drive, &disk);
+        let options = MirrorOptions {
+            target: folder.path().join(format!("existing {existing}")),
+            existing,
+            parameters: parameters(Format::Vhdx, DiskType::Dynamic, 0),
+        };
+        if existing {
+            let bytes = new_image(&parameters(Format::Vhdx, DiskType::Dynamic, 2 * DATA)).unwrap();
+            std::fs::write(&options.target, bytes.to_vec()).unwrap();
+        }
+        drive.assert_honest(&format!("mirror, existing: {existing}"), || {
+            let operation = mirror(open.clone(), options);
+            let observer = operation.observer();
+            let disk = Arc::downgrade(&open);
+            std::thread::spawn(move || {
+                while observer.progress().status == vhdkit::Status::Pending {
+                    let Some(disk) = disk.upgrade() else { return };
+                    if is_mirrored(&disk) && break_mirror(&disk).is_ok() {
+                        return;
+                    }
+                    std::thread::sleep(std::time::Duration::from_millis(2));
+                }
+            });
+            Running::of(operation)
+        });
+    }
+}
+
+/// A BAT of 96 MiB, all of it in use, that has to move because it becomes longer.
+#[test]
+fn resize_says_half_when_half_of_the_table_is_moved() {
+    let size = 12 << 40;
+    let bytes = new_image(&CreateParameters {
+        block_size: Some(MIB),
+        ..parameters(Format::Vhdx, DiskType::Fixed, size)
+    })
+    .unwrap();
+    let drive = Arc::new(Drive::default());
+    let image = open_image(drive.file(MemoryStorage::clone(&bytes)), Format::Vhdx, true).unwrap();
+    let open = Arc::new(
+        VirtualDisk::from_layers(vec![Layer::new(image, "image").writable(true)], true).unwrap(),
+    );
+    drive.assert_honest("resize of 12 TiB", || {
+        Running::of(resize(
+            open.clone(),
+            ResizeOptions {
+                size: NewSize::Bytes(size + (1 << 40)),
+                allow_unsafe: true,
+                fix_gpt: false,
+                expand_only: false,
+                dry_run: false,
+            },
+        ))
+    });
+}
