@@ -202,8 +202,14 @@ pub(crate) fn copy_runs(
     const THREADS: usize = 4;
     let total: u64 = runs.iter().map(|run| run.length).sum();
     runs.sort_unstable_by_key(|run| run.from);
-    let clone = runs.len() > 1 && target.can_clone_from(source);
-    runs = joined(target, source, &runs, clone)?;
+    runs.dedup_by(|next, run| {
+        let joins = run.from + run.length == next.from && run.to + run.length == next.to;
+        if joins {
+            run.length += next.length;
+        }
+        joins
+    });
+    let clone = target.can_clone_from(source);
     if clone || total < MANY || target.as_file().is_none() || source.as_file().is_none() {
         let longest = if clone { CLONE_PIECE } else { PIECE };
         for run in &runs {
@@ -265,51 +271,6 @@ pub(crate) fn copy_runs(
             result.and(other)
         })
     })
-}
-
-/// Runs that are neighbours in both places as one. For sharing blocks also those with the same few bytes between them
-/// there, such as the bitmaps of blocks that are all here: each call is a transaction of the file system.
-fn joined(
-    target: &dyn Storage,
-    source: &dyn Storage,
-    runs: &[CopyRun],
-    over_gaps: bool,
-) -> Result<Vec<CopyRun>> {
-    const GAP: u64 = 4096;
-    let mut all: Vec<CopyRun> = Vec::with_capacity(runs.len());
-    let (mut here, mut there) = (
-        [0; crate::num::to_usize(GAP)],
-        [0; crate::num::to_usize(GAP)],
-    );
-    for next in runs {
-        let Some(last) = all.last_mut() else {
-            all.push(*next);
-            continue;
-        };
-        let (from, to) = (last.from + last.length, last.to + last.length);
-        let gap = next.from - from;
-        let joins = if to.checked_add(gap) != Some(next.to) || gap > GAP {
-            false
-        } else if gap == 0 {
-            true
-        } else if over_gaps {
-            let (here, there) = (
-                &mut here[..crate::num::to_usize(gap)],
-                &mut there[..crate::num::to_usize(gap)],
-            );
-            source.read_at(from, here)?;
-            target.read_at(to, there)?;
-            here == there
-        } else {
-            false
-        };
-        if joins {
-            last.length += gap + next.length;
-        } else {
-            all.push(*next);
-        }
-    }
-    Ok(all)
 }
 
 pub(crate) fn copy_through_memory<S: Storage + ?Sized>(
