@@ -20,12 +20,8 @@ struct Gate {
 /// Checks all gates; false if one does not hold.
 pub(crate) fn run_all(scratch: &Scratch, vhdkit: &str) -> Result<bool> {
     if find("strace").is_none() {
-        return if std::env::var("CI").is_ok_and(|value| value == "true") {
-            Err("the gates count with strace, which is not installed".into())
-        } else {
-            println!("gates skipped: they count with strace, which is not installed");
-            Ok(true)
-        };
+        skip("the gates count with strace, which is not installed")?;
+        return Ok(true);
     }
     let mut gates = Vec::new();
     // Both have around 256 MiB of data; in the second one something begins or ends every few MiB.
@@ -234,14 +230,22 @@ fn serving(scratch: &Scratch, vhdkit: &str, gates: &mut Vec<Gate>) -> Result<()>
     Ok(())
 }
 
+/// Says what is missing; where everything must be counted that is an error.
+fn skip(why: &str) -> Result<()> {
+    if std::env::var("CI").is_ok_and(|value| value == "true") {
+        return Err(why.into());
+    }
+    println!("skipped: {why}");
+    Ok(())
+}
+
 /// What reading one page through FUSE costs the server: a request taken, the page read, an answer. The difference of two
 /// runs, so that all else goes away, and without the two calls of dd.
 fn attaching(scratch: &Scratch, vhdkit: &str, gates: &mut Vec<Gate>) -> Result<()> {
     const FEW: u64 = 1000;
     const MANY: u64 = 3000;
     if !can_attach() {
-        println!("a gate skipped: attaching takes root, /dev/fuse and loop devices");
-        return Ok(());
+        return skip("a gate on attached disks takes root, /dev/fuse and loop devices");
     }
     let raw = scratch.in_memory("gate-attached.raw");
     let image = scratch.in_memory("gate-attached.vhdx");
