@@ -230,7 +230,7 @@ fn check_kind(
         )
         .with_hint("'vhdkit resize' makes disks smaller"));
     }
-    if matches!(format, Format::Vhd | Format::Vhdx) && size < old && size < MIN_SIZE {
+    if format == Format::Vhdx && size < old && size < MIN_SIZE {
         return Err(Error::new(
             ErrorKind::InvalidSize,
             format!("{size} bytes are too few: Windows knows no disk of less than 3 MiB"),
