@@ -24,8 +24,9 @@ pub(crate) fn run_all(scratch: &Scratch, vhdkit: &str) -> Result<bool> {
         return Ok(true);
     }
     let mut gates = Vec::new();
-    // Both have around 256 MiB of data; in the second one something begins or ends every few MiB.
-    for (kind, size) in [(Kind::Sp25, 1024 * MIB), (Kind::Fs, 256 * MIB)] {
+    // Some hundred MiB of data each, so that starting the program is a small part; in the second one something begins or
+    // ends every few MiB.
+    for (kind, size) in [(Kind::Sp25, 1024 * MIB), (Kind::Fs, 512 * MIB)] {
         conversions(scratch, vhdkit, (kind, size), &mut gates)?;
     }
     flushes(scratch, vhdkit, &mut gates)?;

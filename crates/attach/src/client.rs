@@ -14,6 +14,7 @@ use vhdkit::image::Format;
 use vhdkit::{Error, ErrorKind, Result};
 
 use crate::backend::{self, BackendKind};
+use crate::mounting::unmount_own;
 use crate::partitions::{self, Partition};
 use crate::protocol::{Answer, Command, Line, Request, format_name};
 use crate::record::{self, Record};
@@ -522,7 +523,16 @@ pub fn find(target: impl AsRef<OsStr>) -> Result<Attachment> {
     };
     let mut all = list()?;
     all.retain(is_meant);
-    all.sort_by_key(|attachment| !attachment.alive);
+    // Of several that are mounted on one folder, the one that can be seen.
+    let is_hidden = |attachment: &Attachment| {
+        let at = |mount: &&Mount| mount.folder == path || Some(&mount.folder) == real.as_ref();
+        attachment
+            .mounts
+            .iter()
+            .find(at)
+            .is_some_and(|mount| !usage::is_on_top(mount))
+    };
+    all.sort_by_key(|attachment| (!attachment.alive, is_hidden(attachment)));
     all.into_iter().next().ok_or_else(|| {
         Error::new(ErrorKind::ItemNotFound, "it is not attached")
             .with_path(path)
@@ -559,7 +569,7 @@ impl Attachment {
         if !self.alive {
             if self.folder.is_none() && lazy {
                 for mount in self.mounts.iter().rev() {
-                    backend::unmount(&mount.folder, true)?;
+                    unmount_own(mount, true)?;
                 }
             }
             // What is left of it is cleared up by looking.
@@ -648,42 +658,55 @@ impl Attachment {
     }
 
     fn ask(&self, command: &Command) -> Result<()> {
-        let path = match record::existing_folder()? {
-            Some(folder) => record::socket_path(&folder, &self.id),
-            None => {
-                return Err(Error::new(
-                    ErrorKind::ItemNotFound,
-                    "its server cannot be reached",
-                ));
-            }
-        };
-        ask_at(&path, command)
+        tell(&self.socket()?, command)?.wait()
+    }
+
+    /// Tells it to go with its last user, and to say when it has gone.
+    pub(crate) fn tell_to_go(&self) -> Result<Told> {
+        tell(&self.socket()?, &Command::Detach { lazy: false })
+    }
+
+    fn socket(&self) -> Result<PathBuf> {
+        match record::existing_folder()? {
+            Some(folder) => Ok(record::socket_path(&folder, &self.id)),
+            None => Err(Error::new(
+                ErrorKind::ItemNotFound,
+                "its server cannot be reached",
+            )),
+        }
     }
 }
 
+/// A server that was told something and has not answered yet.
+pub(crate) struct Told(Line);
+
 fn ask(record: &Record, command: &Command) -> Result<()> {
-    ask_at(
-        &record::socket_path(&record::folder()?, &record.id),
-        command,
-    )
+    let socket = record::socket_path(&record::folder()?, &record.id);
+    tell(&socket, command)?.wait()
 }
 
-fn ask_at(socket: &Path, command: &Command) -> Result<()> {
+fn tell(socket: &Path, command: &Command) -> Result<Told> {
     let failed = |e| Error::io("talk to the server", e);
     let stream = UnixStream::connect(socket)
         .map_err(|_| Error::new(ErrorKind::ItemNotFound, "its server cannot be reached"))?;
     stream.set_read_timeout(Some(PATIENCE)).map_err(failed)?;
     let mut line = Line::new(stream);
     line.send(command).map_err(failed)?;
-    match line.receive() {
-        Ok(Some(Answer::Failed(failure))) => Err(failure.into()),
-        Ok(Some(_)) => Ok(()),
-        Ok(None) => Err(Error::new(ErrorKind::Io, "its server ended without a word")),
-        Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => Err(Error::new(
-            ErrorKind::Busy,
-            "it is still in use; it goes with its last user",
-        )),
-        Err(e) => Err(failed(e)),
+    Ok(Told(line))
+}
+
+impl Told {
+    pub(crate) fn wait(mut self) -> Result<()> {
+        match self.0.receive() {
+            Ok(Some(Answer::Failed(failure))) => Err(failure.into()),
+            Ok(Some(_)) => Ok(()),
+            Ok(None) => Err(Error::new(ErrorKind::Io, "its server ended without a word")),
+            Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => Err(Error::new(
+                ErrorKind::Busy,
+                "it is still in use; it goes with its last user",
+            )),
+            Err(e) => Err(Error::io("talk to the server", e)),
+        }
     }
 }
 

@@ -101,15 +101,43 @@ fn choose(attachment: &Attachment, partition: Option<u32>) -> Result<PathBuf> {
     }
 }
 
+/// Unmounts a file system of an attached disk, and never another that was mounted over it.
+pub(crate) fn unmount_own(mount: &usage::Mount, lazy: bool) -> Result<()> {
+    if !usage::is_on_top(mount) {
+        return Err(Error::new(
+            ErrorKind::Busy,
+            format!(
+                "something else is mounted over {}, where {} is mounted",
+                mount.folder.display(),
+                mount.device.display()
+            ),
+        )
+        .with_path(&mount.folder)
+        .while_doing("cannot unmount")
+        .with_hint(format!(
+            "unmount that first: umount {}",
+            mount.folder.display()
+        )));
+    }
+    backend::unmount(&mount.folder, lazy)
+}
+
 /// Unmounts all that is mounted of an attached disk, detaches it, and waits until its file is closed.
 ///
 /// # Errors
 /// [`ErrorKind::Busy`] if it is in use; else as [`Attachment::detach`].
 pub fn unmount(attachment: &Attachment) -> Result<()> {
+    // A disk that was mounted in one step goes by itself meanwhile; what its last writes fail with is to be heard.
+    let going = attachment.leaving.then(|| attachment.tell_to_go());
     for mount in attachment.mounts.iter().rev() {
-        backend::unmount(&mount.folder, false)?;
+        unmount_own(mount, false)?;
     }
-    // A disk that was mounted in one step goes by itself meanwhile.
+    if let Some(Ok(going)) = going {
+        return going
+            .wait()
+            .at_path(&attachment.path)
+            .while_doing("cannot detach");
+    }
     let now = match find(&attachment.id) {
         Ok(now) => now,
         Err(e) if e.kind() == ErrorKind::ItemNotFound => return Ok(()),

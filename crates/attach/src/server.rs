@@ -126,6 +126,21 @@ struct Server {
     entry: Entry,
 }
 
+/// What whoever detaches is told if something failed meanwhile. The kernel writes much of what was written only now, when
+/// nobody waits for it, so this is the last chance to tell.
+fn losses(record: &Record) -> Result<()> {
+    let Some(trouble) = &record.last_error else {
+        return Ok(());
+    };
+    Err(Error::new(
+        ErrorKind::WriteFault,
+        format!("it is detached, but while it was used: {trouble}; what was written may not all be there"),
+    )
+    .with_path(&record.path)
+    .while_doing("losses on")
+    .with_hint("look at the disk (vhdkit check, fsck) before it is used again"))
+}
+
 impl Server {
     fn start(request: &Request, events: &Sender<Event>) -> Result<Self> {
         listen_to_signals(events)?;
@@ -269,7 +284,7 @@ impl Server {
         // The holder has ended or is about to.
         drop(backend);
         let closed = match Arc::into_inner(disk) {
-            Some(disk) => disk.close(),
+            Some(disk) => disk.close().and_then(|()| losses(&record)),
             None => Err(Error::new(
                 ErrorKind::InvalidState,
                 "the disk is still in use",

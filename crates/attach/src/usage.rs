@@ -100,6 +100,15 @@ pub(crate) fn mounts(devices: &[PathBuf]) -> Vec<Mount> {
     found
 }
 
+/// True if nothing else is mounted over a mount.
+pub(crate) fn is_on_top(mount: &Mount) -> bool {
+    let own = numbers(&mount.device);
+    mount_table()
+        .iter()
+        .rfind(|line| line.folder == mount.folder)
+        .is_some_and(|line| own.as_ref() == Some(&line.device) || line.source == mount.device)
+}
+
 /// True if a folder is where something is mounted.
 pub(crate) fn is_mount_point(folder: &Path) -> bool {
     mount_table().iter().any(|line| line.folder == folder)

@@ -2,7 +2,7 @@
 //! the time to do so safely; the second one ends the program at once, as does the first where nothing needs to be put in
 //! order. Signals that come together are one: some senders signal a process and its group.
 
-use std::io::{self, IsTerminal, Write};
+use std::io::{self, IsTerminal, Read, Write};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
@@ -71,8 +71,12 @@ impl Interrupt {
 
 /// True if the program was started by `nohup` or the like: then it is to outlive its terminal.
 fn ignores_hangup() -> bool {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let ignored = status
+    // Much longer than it is, and read at once.
+    let mut status = [0; 8192];
+    let length = std::fs::File::open("/proc/self/status")
+        .and_then(|mut file| file.read(&mut status))
+        .unwrap_or_default();
+    let ignored = String::from_utf8_lossy(&status[..length])
         .lines()
         .find_map(|line| line.strip_prefix("SigIgn:"))
         .and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());

@@ -90,11 +90,17 @@ pub(crate) fn run(args: &ServeArgs, session: &mut Session) -> Result<u8, Failure
 
     server.wait(args.exit_when_idle);
     server.close(GRACE);
+    // Each is closed, whatever becomes of the others.
+    let mut failed = None;
     for disk in disks {
-        disk.flush()?;
-        super::close(disk)?;
+        let closed = disk.flush().map_err(Failure::from);
+        let closed = closed.and(super::close(disk));
+        failed = failed.or(closed.err());
     }
-    Ok(DONE)
+    match failed {
+        Some(failure) => Err(failure),
+        None => Ok(DONE),
+    }
 }
 
 fn names(args: &ServeArgs) -> Result<Vec<String>, Failure> {

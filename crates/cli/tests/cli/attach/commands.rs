@@ -64,6 +64,40 @@ fn a_disk_in_use_stays_unless_it_is_let_go() {
 }
 
 #[test]
+fn what_was_mounted_over_a_disk_is_left_alone() {
+    if !can_attach() || !has(&["mkfs.ext4"]) {
+        return;
+    }
+    let folder = Folder::new();
+    for name in ["a", "b"] {
+        let disk = format!("{name}.vhdx");
+        folder.ok(&format!("create {disk} 64M"));
+        let attached = Attached::new(&folder, &disk);
+        sh(&folder, attached.device(), "mkfs.ext4 -q $D; mkdir -p m");
+        folder.ok(&format!("detach {disk}"));
+        attached.gone();
+    }
+    folder.ok("mount a.vhdx m");
+    sh(&folder, "", "mount -t tmpfs none m; echo precious > m/file");
+    for target in ["a.vhdx", "m"] {
+        let ran = folder.run(&format!("unmount {target}"));
+        ran.failed(1, "something else is mounted over");
+        sh(&folder, "", "grep -q precious m/file");
+    }
+    sh(&folder, "", "umount m");
+    // Of two disks on one folder, the folder means the one that is seen.
+    sh(&folder, "", "echo a > m/a; $V mount b.vhdx m; echo b > m/b");
+    folder
+        .run("unmount a.vhdx")
+        .failed(1, "something else is mounted over");
+    folder.ok("unmount m");
+    sh(&folder, "", "grep -q a m/a");
+    folder.ok("unmount m");
+    let own = folder.path("").display().to_string();
+    assert!(!folder.ok("list").contains(&own));
+}
+
+#[test]
 fn mount_and_unmount_are_one_step_each() {
     if !can_attach() || !has(&["mkfs.ext4", "sfdisk"]) {
         return;

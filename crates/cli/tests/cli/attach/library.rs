@@ -123,10 +123,43 @@ fn a_full_file_system_is_told_to_the_writer_and_in_the_list() {
             .as_str()
             .is_some_and(|text| text.contains("no space left"))
     });
-    // What is there can still be read, and it ends as always.
+    // What is there can still be read, and it ends, with a word about it.
+    sh(&folder, attached.device(), "head -c 10M $D > /dev/null");
+    let ran = folder.run("detach s/disk.vhdx");
+    ran.failed(1, "no space left");
+    sh(&folder, "", "$V check s/disk.vhdx; umount s");
+}
+
+/// What the kernel writes only when the device is closed nobody waits for, and `detach` once said that all was well.
+#[test]
+fn what_is_lost_when_a_device_is_closed_is_told() {
+    if !can_attach() || !has(&["mount", "mkfs.ext4"]) {
+        return;
+    }
+    let folder = Folder::new();
+    sh(
+        &folder,
+        "",
+        "mkdir s m; mount -t tmpfs -o size=24M none s; $V create s/disk.vhdx 200M",
+    );
+    let attached = super::Attached::new(&folder, "s/disk.vhdx");
     sh(
         &folder,
         attached.device(),
-        "head -c 10M $D > /dev/null; $V detach s/disk.vhdx; $V check s/disk.vhdx; umount s",
+        "dd if=/dev/urandom of=$D bs=1M count=40 status=none",
     );
+    let ran = folder.run("detach s/disk.vhdx");
+    ran.failed(1, "no space left");
+    assert!(ran.err.contains("may not all be there"), "{ran:?}");
+    // The same for a disk that goes with its last user.
+    sh(&folder, "", "rm s/disk.vhdx; $V create s/disk.vhdx 200M");
+    let attached = super::Attached::new(&folder, "s/disk.vhdx");
+    sh(
+        &folder,
+        attached.device(),
+        "mkfs.ext4 -q $D; $V detach s/disk.vhdx; $V mount s/disk.vhdx m; dd if=/dev/urandom of=m/file bs=1M count=40 status=none",
+    );
+    let ran = folder.run("unmount m");
+    ran.failed(1, "no space left");
+    sh(&folder, "", "umount s");
 }
