@@ -131,6 +131,16 @@ impl AttachOptions {
             Some(folder) => Some(checked_folder(folder)?),
             None => None,
         };
+        // What processes say to each other is text.
+        let all = [Some(&path), folder.as_ref()].into_iter().flatten();
+        if let Some(unsayable) = all.chain(&self.parents).find(|p| p.to_str().is_none()) {
+            return Err(Error::new(
+                ErrorKind::InvalidParameter,
+                "its name is no valid Unicode, so it cannot be attached",
+            )
+            .with_path(unsayable)
+            .with_hint("give it or its folder another name, or use vhdkit serve"));
+        }
         let mut parents = Vec::new();
         for parent in &self.parents {
             parents.push(absolute(parent)?);

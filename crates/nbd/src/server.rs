@@ -2,7 +2,9 @@
 //!
 //! 1. Each connection has at most [`Limits::handshake_time`] until it has chosen an export. When many are at it, the
 //!    one that has been at it for longest has to go: clients that say nothing keep nobody out.
-//! 2. At most [`Limits::clients`] are served at the same time; others are told so.
+//! 2. At most [`Limits::clients`] are served at the same time; others are told so. One that has chosen an export may stay
+//!    as long as it likes without a word, as the disk of an idle machine does: so whoever may connect can take all places.
+//!    A Unix socket is its owner's alone; over TCP, TLS with clients' certificates decides who may.
 //! 3. A client that does not read its replies, or sends half a request, holds its own threads and buffers and nothing
 //!    else.
 

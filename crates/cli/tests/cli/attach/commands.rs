@@ -64,6 +64,17 @@ fn a_disk_in_use_stays_unless_it_is_let_go() {
 }
 
 #[test]
+fn a_name_that_is_no_text_is_the_reason_that_is_told() {
+    if !can_attach() {
+        return;
+    }
+    let folder = Folder::new();
+    let ran = folder.shell("$V create $'bad\\xff.vhdx' 8M && $V attach $'bad\\xff.vhdx'");
+    assert_eq!(ran.code, Some(1), "{ran:?}");
+    assert!(ran.err.contains("no valid Unicode"), "{ran:?}");
+}
+
+#[test]
 fn what_was_mounted_over_a_disk_is_left_alone() {
     if !can_attach() || !has(&["mkfs.ext4"]) {
         return;
