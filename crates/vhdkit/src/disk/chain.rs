@@ -396,6 +396,7 @@ fn cycle(child: &Path, parent: &Path) -> Error {
     .with_hint("name the right parent with --parent")
 }
 
-fn file_id(path: &Path) -> Option<(u64, u64)> {
+/// Device and inode, by which a file is the same under any name.
+pub(crate) fn file_id(path: &Path) -> Option<(u64, u64)> {
     std::fs::metadata(path).ok().map(|m| (m.dev(), m.ino()))
 }

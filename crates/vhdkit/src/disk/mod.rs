@@ -10,7 +10,7 @@ mod mirror;
 mod pace;
 mod reopen;
 
-pub(crate) use chain::MAX_DEPTH;
+pub(crate) use chain::{MAX_DEPTH, file_id};
 pub use chain::{OpenOptions, Parents};
 pub use detect::{detect_format, open_image};
 pub use locate::{ParentMap, find_parents, relative_windows_path};

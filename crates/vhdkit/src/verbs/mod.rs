@@ -15,7 +15,7 @@ pub mod resize;
 pub mod set;
 pub mod set_parent;
 
-use crate::disk::VirtualDisk;
+use crate::disk::{VirtualDisk, file_id};
 use crate::error::Result;
 use crate::image::{CreateParameters, Format, ImageBuilder};
 use crate::raw::RawBuilder;
@@ -23,23 +23,18 @@ use crate::storage::Storage;
 use crate::vhd::VhdBuilder;
 use crate::vhdx::VhdxBuilder;
 use crate::{Error, ErrorKind};
-use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::Arc;
 
 /// Fails if a file to be made is one that the new disk is to be made of: it would be lost.
 pub(crate) fn refuse_own_file(target: &Path, source: &VirtualDisk) -> Result<()> {
-    let identity = |path: &Path| {
-        let metadata = std::fs::metadata(path).ok()?;
-        Some((metadata.dev(), metadata.ino()))
-    };
-    let Some(there) = identity(target) else {
+    let Some(there) = file_id(target) else {
         return Ok(());
     };
     let layers = source.layers();
     if !layers
         .iter()
-        .any(|layer| identity(&layer.path) == Some(there))
+        .any(|layer| file_id(&layer.path) == Some(there))
     {
         return Ok(());
     }
