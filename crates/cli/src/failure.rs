@@ -190,6 +190,7 @@ fn usual_hint(kind: ErrorKind) -> Option<&'static str> {
         | ErrorKind::InvalidType
         | ErrorKind::NotSupported
         | ErrorKind::BeyondEnd => "'vhdkit help' and the command say what is possible",
+        ErrorKind::NotFound | ErrorKind::PathNotFound => "check the spelling of the path",
         ErrorKind::AlreadyExists => "choose another name",
         ErrorKind::InvalidState => "'vhdkit check' says more about the file",
         ErrorKind::OutOfMemory => "end other programs, or use a machine with more memory",
