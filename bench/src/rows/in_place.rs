@@ -13,7 +13,14 @@ const CONVERT: &str = "convert, nobody writes";
 
 /// A copy of a file that is on the disk when it is there, sharing blocks where that is possible, and in the page cache.
 fn copy_of(from: &str, to: &str) -> Argv {
-    let script = format!("cp --reflink=auto {from} {to} && sync {to} && cat {to} > /dev/null");
+    copy_with("auto", from, to)
+}
+
+/// As such. With `never`, zeros that were written are written again: `cp` leaves them out of a file that has any hole.
+fn copy_with(sparse: &str, from: &str, to: &str) -> Argv {
+    let script = format!(
+        "cp --reflink=auto --sparse={sparse} {from} {to} && sync {to} && cat {to} > /dev/null"
+    );
     Argv::new(&["sh", "-c", &script])
 }
 
@@ -92,9 +99,13 @@ impl Bench<'_> {
 
     fn compactions_in(&mut self, folder: &str, regime: Regime) -> Result<()> {
         let raw = self.image(Kind::Rand)?;
-        for (shape, what) in [
-            ("alternate", "every second 8 MiB zeros"),
-            ("freed", "three quarters discarded, the last one alive"),
+        for (shape, sparse, what) in [
+            ("alternate", "never", "every second 8 MiB zeros"),
+            (
+                "freed",
+                "auto",
+                "three quarters discarded, the last one alive",
+            ),
         ] {
             for format in ["vhdx", "vhd"] {
                 let stash = format!("{folder}/stash.{format}");
@@ -105,7 +116,7 @@ impl Bench<'_> {
                 run(&Argv::new(&["sync", &stash]))?;
                 self.vhdkit(&["convert", &stash, &alive])?;
                 let (mut ours, mut other) = self.ours(&["compact", &output], Some(&output), 0);
-                ours.before = vec![copy_of(&stash, &output)];
+                ours.before = vec![copy_with(sparse, &stash, &output)];
                 if let Some(other) = &mut other {
                     other.before.clone_from(&ours.before);
                 }

@@ -297,15 +297,17 @@ pub trait Image: Send + Sync {
     /// Gives back the space of a block found by [`Image::next_allocated`], of which the caller knows that the disk
     /// reads as zeros there (or that it has no content). What the disk reads does not change, and so neither does the
     /// identity that children have recorded. False if that is not possible (a VHD child cannot hide its parent's data
-    /// without a block). Durable with the next flush.
+    /// without a block). Durable with the next flush. Part of packing, as [`Image::pack`].
     fn release(&mut self, block: &AllocatedBlock, backing: &dyn Backing) -> Result<bool> {
         let _ = (block, backing);
         Ok(false)
     }
 
     /// Moves blocks from the end of the file into free space before them, at most `budget` bytes (but at least one
-    /// block) in one call, durably. When nothing is left to be moved, the file has been cut off behind the last byte
-    /// in use, durably. Identifiers that children have recorded do not change.
+    /// block) in one call. Durable with the next flush. When nothing is left to be moved, it was, and the file has been
+    /// cut off behind the last byte in use, durably. Identifiers that children have recorded do not change.
+    ///
+    /// What became free may be kept for further calls; [`Image::end_packing`] says that there will be none.
     fn pack(&mut self, budget: u64) -> Result<Packed> {
         self.pack_telling(budget, &|_| ())
     }
@@ -315,6 +317,9 @@ pub trait Image: Send + Sync {
         let _ = (budget, moved);
         Ok(Packed::default())
     }
+
+    /// No call of [`Image::release`] or [`Image::pack`] follows for now, be it because all is done or not.
+    fn end_packing(&mut self) {}
 
     /// Makes the virtual disk larger or smaller. What is added reads as zeros: not as data that was cut off before,
     /// not as data of a parent. Identifiers that children have recorded change as the format demands. `pace` is told

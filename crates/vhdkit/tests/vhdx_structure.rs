@@ -386,6 +386,81 @@ fn a_crash_while_packing_and_releasing_changes_nothing_the_guest_sees() {
     }
 }
 
+/// Steps of packing share the barriers of one flush, whoever asks for it: blocks that were moved are written, given
+/// back and moved again before the file knows of it.
+#[test]
+fn a_crash_between_steps_of_packing_shows_every_block_at_one_of_its_places() {
+    for disk in disks() {
+        let block = disk.variant.block_size.unwrap();
+        let last = disk.variant.virtual_size / block - 1;
+        crash(
+            &disk,
+            &[
+                Op::Write(last * block, block, 5),
+                Op::Zero(0, 2 * block),
+                Op::Release,
+                Op::PackStep(1),
+                Op::PackStep(1),
+                Op::Write(last * block, 4096, 6),
+                Op::PackStep(1),
+                Op::Zero(last * block, block),
+                Op::Write(0, block, 7),
+                Op::PackStep(1),
+                Op::Pack(1),
+            ],
+        );
+    }
+}
+
+#[test]
+fn packing_takes_the_barriers_of_one_step_for_all_of_them() {
+    let disk = variant(DiskType::Dynamic, 64 * MIB, MIB, 512).make(1);
+    let image = open(disk.layers[0].clone(), true);
+    image
+        .write_at(0, &vec![3; 64 * MIB as usize], &NoBacking)
+        .unwrap();
+    image
+        .zero(0, 24 * MIB, ZeroMode::MayUnmap, &NoBacking)
+        .unwrap();
+    image.close().unwrap();
+    let mut barriers = Vec::new();
+    for budget in [u64::MAX, 1] {
+        let copy = Arc::new(MemoryStorage::from_bytes(&disk.layers[0].to_vec()));
+        let counting = FaultStorage::new(copy);
+        let mut image = open(counting.clone(), true);
+        while image.pack(budget).unwrap().left > 0 {}
+        image.close().unwrap();
+        barriers.push(counting.counts().of(Call::Flush));
+    }
+    assert_eq!(barriers[0], barriers[1], "24 steps as one");
+}
+
+#[test]
+fn packing_that_ends_early_gives_back_what_it_has_emptied() {
+    for ends in [true, false] {
+        let disk = variant(DiskType::Dynamic, 32 * MIB, MIB, 512).make(1);
+        let image = open(disk.layers[0].clone(), true);
+        let data = vec![3; 32 * MIB as usize];
+        image.write_at(0, &data, &NoBacking).unwrap();
+        image
+            .zero(0, 12 * MIB, ZeroMode::MayUnmap, &NoBacking)
+            .unwrap();
+        image.close().unwrap();
+        let before = disk.layers[0].len().unwrap();
+        let mut image = open(disk.layers[0].clone(), true);
+        assert_eq!(image.pack(4 * MIB).unwrap().left, 8 * MIB);
+        if ends {
+            image.end_packing();
+        }
+        image.close().unwrap();
+        assert_eq!(disk.layers[0].len().unwrap(), before - 4 * MIB);
+        let image = open(disk.layers[0].clone(), false);
+        let content = read(&*image, &NoBacking, 0..32 * MIB);
+        let (zeros, rest) = content.split_at(12 * MIB as usize);
+        assert!(is_zero(zeros) && rest == &data[..rest.len()]);
+    }
+}
+
 #[test]
 fn a_crash_while_resizing_leaves_the_old_size_or_the_new_one() {
     for disk in disks() {

@@ -200,6 +200,7 @@ pub(crate) fn copy_runs(
     const PIECE: u64 = 2 << 20;
     const CLONE_PIECE: u64 = 256 << 20;
     const THREADS: usize = 4;
+    const SMALL_GAP: u64 = 4096;
     let total: u64 = runs.iter().map(|run| run.length).sum();
     runs.sort_unstable_by_key(|run| run.from);
     runs.dedup_by(|next, run| {
@@ -223,9 +224,17 @@ pub(crate) fn copy_runs(
         }
         return Ok(());
     }
+    // What lies between two runs is written too, or so little that it does not matter.
+    for run in runs.chunk_by(|run, next| {
+        let end = run.to + run.length;
+        (end..=end + SMALL_GAP).contains(&next.to)
+    }) {
+        if let [first, .., last] | [first @ last] = run {
+            target.reserve_bulk(first.to, last.to + last.length - first.to)?;
+        }
+    }
     let mut pieces = Vec::new();
     for run in &runs {
-        target.reserve_bulk(run.to, run.length)?;
         let mut done = 0;
         while done < run.length {
             let length = (run.length - done).min(PIECE);

@@ -3,18 +3,19 @@
 //! In place and in small steps, each of which leaves a whole disk: requests of others run between them, a cancelled or
 //! killed compaction leaves a disk that reads as before and can be run again, and no second copy's space is needed.
 
+mod look;
+
 use std::ops::{Range, RangeInclusive};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
-use crate::disk::{Chain, VirtualDisk};
+use crate::disk::VirtualDisk;
 use crate::error::{Context, Error, ErrorKind, Result};
-use crate::image::{AllocatedBlock, DiskType, Format};
-use crate::num::{MIB, to_usize};
+use crate::image::{DiskType, Format};
+use crate::num::{GIB, MIB};
 use crate::operation::{Monitor, Operation};
-use crate::storage::AlignedBuffer;
-use crate::zeros::is_zero;
+use look::{Look, Seen};
 
 /// How hard to look for blocks that hold nothing.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -66,11 +67,15 @@ const FIRST_STEP: u64 = 32 * MIB;
 const STEPS: RangeInclusive<u64> = FIRST_STEP..=256 * MIB;
 const STEP_TIME: Duration = Duration::from_millis(100);
 
-/// What is read at a time when looking for zeros, in bytes.
-const READ: usize = 256 * 1024;
+/// The same for looking at blocks, in bytes of the blocks.
+const FIRST_LOOK: u64 = 8 * MIB;
+const LOOKS: RangeInclusive<u64> = MIB..=64 * MIB;
+const LOOK_TIME: Duration = Duration::from_millis(20);
 
-/// What looking at a block costs besides what is read of it, in bytes that could have been read meanwhile.
-const LOOK_COST: u64 = 16 * 1024;
+/// So many bytes are moved, or so much time goes by, before they are made durable: more would be done again if the
+/// process were killed, and less would let the disk wait more often.
+const COMMIT: u64 = GIB;
+const COMMIT_TIME: Duration = Duration::from_secs(2);
 
 /// A byte that is moved is read and written.
 const MOVE_COST: u64 = 2;
@@ -118,28 +123,29 @@ fn run(disk: &VirtualDisk, options: &CompactOptions, monitor: &Monitor) -> Resul
         }
         disk.flush()?;
     }
+    let usage = disk.with_chain(|chain| chain.leaf().image().usage())?;
+    monitor.set(0, usage.payload.max(1));
     let mut compaction = Compaction {
         disk,
         options,
         monitor,
-        buffer: AlignedBuffer::new(READ),
+        seen: Seen {
+            payload: usage.payload,
+            free: usage.free,
+            moves: !options.dry_run,
+            ..Seen::default()
+        },
         done: 0,
-        payload: 0,
-        free: 0,
-        looked_at: 0,
-        empty: 0,
         moves: 0,
         blocks: 0,
         structures: 0,
-        report: CompactReport::default(),
+        report: CompactReport {
+            size_before: usage.file_size,
+            ..CompactReport::default()
+        },
     };
-    let usage = disk.with_chain(|chain| chain.leaf().image().usage())?;
-    compaction.report.size_before = usage.file_size;
-    monitor.set(0, usage.payload.max(1));
-    compaction.payload = usage.payload;
-    compaction.free = usage.free;
-    compaction.release_blocks()?;
     if options.dry_run {
+        compaction.release_blocks()?;
         let block = usage.payload / usage.allocated_blocks.max(1);
         let (blocks, structures) = (compaction.blocks, compaction.structures);
         let report = &mut compaction.report;
@@ -151,7 +157,9 @@ fn run(disk: &VirtualDisk, options: &CompactOptions, monitor: &Monitor) -> Resul
             .saturating_sub(report.payload + report.structures);
         return Ok(compaction.report);
     }
-    compaction.pack()?;
+    let packed = compaction.release_blocks().and_then(|()| compaction.pack());
+    disk.change_chain(|chain| chain.split(0).0.image_mut().end_packing());
+    packed?;
     let usage = disk.with_chain(|chain| chain.leaf().image().usage())?;
     Ok(CompactReport {
         size_after: usage.file_size,
@@ -166,16 +174,9 @@ struct Compaction<'a> {
     disk: &'a VirtualDisk,
     options: &'a CompactOptions,
     monitor: &'a Monitor,
-    buffer: AlignedBuffer,
+    seen: Seen,
     /// Units done: bytes read, and for bytes moved [`MOVE_COST`].
     done: u64,
-    /// Space of all blocks, and of the file that is not in use.
-    payload: u64,
-    free: u64,
-    /// Space of the blocks that were looked at.
-    looked_at: u64,
-    /// Bytes read of a block that is zeros so far.
-    empty: u64,
     /// Units that moving is expected to take.
     moves: u64,
     /// Blocks that were given back, and the bytes of their bitmaps.
@@ -184,104 +185,63 @@ struct Compaction<'a> {
     report: CompactReport,
 }
 
+/// How much to do at a time next, by how long the last took.
+fn adapted(last: u64, took: Duration, wanted: Duration, bounds: &RangeInclusive<u64>) -> u64 {
+    let next = match took {
+        time if time < wanted / 2 => last * 4,
+        time if time > wanted * 3 / 2 => last / 2,
+        _ => last,
+    };
+    next.clamp(*bounds.start(), *bounds.end())
+}
+
 impl Compaction<'_> {
     /// Looks at every block that takes space, and gives back the space of those that hold nothing.
     fn release_blocks(&mut self) -> Result<()> {
-        let mut next = 0;
-        loop {
+        let (mut next, mut budget) = (Some(0), FIRST_LOOK);
+        while let Some(from) = next {
             self.monitor.checkpoint()?;
-            let found = self
-                .disk
-                .with_chain(|chain| chain.leaf().image().next_allocated(next))?;
-            let Some(found) = found else { break };
-            next = found.range.end;
-            let looked_at = self.looked_at;
-            self.empty = 0;
-            let (disk, dry_run) = (self.disk, self.options.dry_run);
-            let released = if dry_run {
-                disk.with_chain(|chain| self.is_unused(chain, &found))?
+            let begun = Instant::now();
+            let look = Look {
+                monitor: self.monitor,
+                mode: self.options.mode,
+            };
+            let (disk, seen) = (self.disk, &mut self.seen);
+            let batch = if self.options.dry_run {
+                disk.with_chain(|chain| look.at(chain, from, budget, seen))?
             } else {
-                // Between the look and the release nobody may write to the block.
+                // Between the look and the release nobody may write to the blocks.
                 disk.change_chain(|chain| {
-                    if !self.is_unused(chain, &found)? {
-                        return Ok(false);
-                    }
+                    let mut batch = look.at(chain, from, budget, seen)?;
                     let (leaf, ancestors) = chain.split(0);
-                    leaf.image_mut().release(&found, &ancestors)
+                    let mut released = Vec::with_capacity(batch.unused.len());
+                    for block in batch.unused {
+                        if leaf.image_mut().release(&block, &ancestors)? {
+                            released.push(block);
+                        }
+                    }
+                    batch.unused = released;
+                    Ok(batch)
                 })?
             };
-            if released {
-                self.report.released += found.space;
-                self.structures += found.structures;
+            for block in &batch.unused {
+                self.report.released += block.space;
+                self.structures += block.structures;
                 self.blocks += 1;
             }
-            self.done += LOOK_COST;
-            self.looked_at = looked_at + found.space;
-            self.empty = 0;
-            self.estimate();
+            self.seen.released = self.report.released;
+            self.seen.empty = 0;
+            self.seen.tell(self.monitor);
+            budget = adapted(budget, begun.elapsed(), LOOK_TIME, &LOOKS);
+            next = batch.next;
         }
-        if self.report.released > 0 && !self.options.dry_run {
-            self.disk.flush()?;
-        }
+        (self.done, self.moves) = (self.seen.done, self.seen.moves());
         Ok(())
-    }
-
-    /// Tells how far it is while blocks are looked at: the others will cost what these did on average, and what was
-    /// given back will be filled from the end of the file.
-    fn estimate(&mut self) {
-        let unseen = self.payload.saturating_sub(self.looked_at);
-        // Of all that was not looked at yet, so much as `known` of what was.
-        let of_unseen = |known: u64| {
-            let all = u128::from(unseen) * u128::from(known) / u128::from(self.looked_at.max(1));
-            u64::try_from(all).unwrap_or(u64::MAX)
-        };
-        let looks = of_unseen(self.done);
-        // What comes is less likely to be like what was the further it is: three quarters of it are taken to be.
-        let empty = self.report.released + self.empty;
-        let released = empty + of_unseen(empty) / 4 * 3;
-        self.moves = if self.options.dry_run {
-            0
-        } else {
-            let live = self.payload.saturating_sub(released);
-            MOVE_COST * live.min(self.free + released)
-        };
-        self.monitor
-            .set(self.done, self.done + looks.saturating_add(self.moves));
-    }
-
-    fn is_unused(&mut self, chain: &Chain, block: &AllocatedBlock) -> Result<bool> {
-        if !block.has_content {
-            return Ok(true);
-        }
-        if self.options.mode == CompactMode::Quick {
-            return Ok(false);
-        }
-        let mut at = block.range.start;
-        while at < block.range.end {
-            let extent = chain.map(at, block.range.end - at)?;
-            if extent.data.is_some() {
-                let n = extent.length.min(READ as u64);
-                let part = &mut self.buffer[..to_usize(n)];
-                chain.read_at(at, part)?;
-                self.done += n;
-                self.looked_at += n;
-                let is_zero = is_zero(part);
-                self.empty += if is_zero { n } else { 0 };
-                // A block may be large, and have to be read to its end.
-                self.estimate();
-                if !is_zero {
-                    return Ok(false);
-                }
-                at += n;
-            } else {
-                at += extent.length;
-            }
-        }
-        Ok(true)
     }
 
     fn pack(&mut self) -> Result<()> {
         let mut budget = FIRST_STEP;
+        let (mut uncommitted, mut committed) = (0, Instant::now());
         loop {
             self.monitor.checkpoint()?;
             let begun = Instant::now();
@@ -295,18 +255,18 @@ impl Compaction<'_> {
                 let leaf = chain.split(0).0.image_mut();
                 leaf.pack_telling(budget, &told)
             })?;
-            budget = match begun.elapsed() {
-                time if time < STEP_TIME / 2 => budget * 4,
-                time if time > STEP_TIME * 3 / 2 => budget / 2,
-                _ => budget,
-            }
-            .clamp(*STEPS.start(), *STEPS.end());
+            budget = adapted(budget, begun.elapsed(), STEP_TIME, &STEPS);
             self.report.moved += step.moved;
             self.done += MOVE_COST * step.moved;
             self.moves = MOVE_COST * step.left;
             self.monitor.set(self.done, self.done + self.moves);
             if step.left == 0 {
                 return Ok(());
+            }
+            uncommitted += step.moved;
+            if uncommitted >= COMMIT || committed.elapsed() >= COMMIT_TIME {
+                self.disk.flush()?;
+                (uncommitted, committed) = (0, Instant::now());
             }
         }
     }

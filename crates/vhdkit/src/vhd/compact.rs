@@ -1,6 +1,7 @@
 //! How a file's space is used, and giving back what is not needed: [`VhdImage`]'s part of compacting.
 //!
-//! Blocks are moved by copy, barrier, entry, barrier; holes of the file stay holes. Only what is last in the file moves,
+//! Blocks are moved by copy, barrier, entry, barrier, with one pair of barriers (a flush) for as many of them as there
+//! is between two flushes; holes of the file stay holes. Only what is last in the file moves,
 //! and always to a lower place, so each move makes the file shorter. A table or a parent locator that comes to be last
 //! is moved down too, so growing or a new parent does not keep a file long.
 
@@ -153,14 +154,14 @@ impl VhdImage {
             return Ok(Packed::default());
         };
         if !self.storage.grows_with_zeros() {
+            self.journal.settle()?;
             return Ok(Packed::default());
         }
-        self.journal.settle()?;
         let total = sparse.tables.bat.shape.total();
-        let generation = self.journal.generation();
         let mut plan = match self.plan.take() {
-            Some((known, plan)) if known == generation => plan,
+            Some((known, plan)) if known == self.journal.generation() => plan,
             _ => {
+                self.journal.settle()?;
                 let blocks: Vec<(u64, u64)> = sparse.tables.bat.placed().collect();
                 plan(&blocks, &sparse.structures, sparse.tables.bat.shape)
             }
@@ -169,6 +170,7 @@ impl VhdImage {
         let mut batch: Vec<Move> = plan.moves.iter().rev().take(count).copied().collect();
         in_order(&mut batch);
         if !batch.is_empty() {
+            self.journal.begin()?;
             self.journal.keep_holes();
             let mut runs = Vec::new();
             for step in &batch {
@@ -176,12 +178,13 @@ impl VhdImage {
             }
             copy_runs(&*sparse.storage, &*sparse.storage, runs, told)?;
             let moves: Vec<_> = batch.iter().map(|m| (m.block, m.from, m.to)).collect();
-            self.journal.move_blocks(&sparse.tables, &moves)?;
+            self.journal.move_blocks(&sparse.tables, &moves);
             plan.moves.truncate(plan.moves.len() - count);
         }
         let mut moved = count as u64 * total;
         let left = plan.moves.len() as u64 * total;
         if left == 0 {
+            self.journal.settle()?;
             moved += self.move_structures(&plan)?;
             self.journal.shorten()?;
         } else {

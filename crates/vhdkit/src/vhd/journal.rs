@@ -12,7 +12,7 @@
 //! What changes the structure of a file (`journal/structure.rs`) has the image to itself:
 //!
 //! ```text
-//! move blocks      copies in free space; barrier; BAT sectors; barrier; only then are the old places free
+//! move blocks      copies in free space, then as a release: the flush makes the copies durable before the entries
 //! cut off          as in close
 //! change a footer  the one at the end; barrier; the copy at the start; barrier
 //! first half of    one sector, with the checksum: written in place; barrier

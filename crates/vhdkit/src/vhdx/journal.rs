@@ -16,7 +16,7 @@
 //!    log moves past its entry.
 //! J5 Data goes without a barrier before its BAT entry if the space was zero and the block read as zeros: a crash shows
 //!    zeros or data. In a disk with a parent it would show zeros in place of the parent's data, so there the data is
-//!    made durable first.
+//!    made durable first. So it is if blocks were moved, whose new places were no zeros.
 //! J6 The steady state (nothing allocated since the last flush) costs one barrier; allocations without a parent too.
 //! J7 After an error that leaves memory and file possibly different, writing ends: every later call repeats the error.
 //! J8 A change of structure is one log entry: its pages are seen all or none, and everything written before is durable
@@ -82,6 +82,8 @@ pub(super) struct Journal {
     completed: AtomicU64,
     /// J5: data before metadata.
     data_first: bool,
+    /// J5: so it is for the next flush, too.
+    moved: AtomicBool,
 }
 
 struct State {
@@ -122,6 +124,7 @@ impl Journal {
             started: AtomicU64::new(0),
             completed: AtomicU64::new(0),
             data_first,
+            moved: AtomicBool::new(false),
         }
     }
 
@@ -212,6 +215,19 @@ impl Journal {
         state.flushed_length = state.flushed_length.min(space.file_length());
         *lock(&self.space) = Some(space);
         Ok(())
+    }
+
+    /// Blocks were copied, and their entries are told of the new places next: the flush that makes these durable makes
+    /// the copies durable before.
+    pub(super) fn note_moved(&self) {
+        self.moved.store(true, Ordering::Release);
+    }
+
+    /// See [`Space::defer_punching`].
+    pub(super) fn defer_punching(&self, defer: bool) {
+        if let Some(space) = &mut *lock(&self.space) {
+            space.defer_punching(defer);
+        }
     }
 
     /// Space for a block or bitmap that reads as zeros, also after a crash (space rule S1).
@@ -329,7 +345,7 @@ impl Journal {
         if state.writer.is_none() {
             // Has a barrier, after the bytes were taken.
             self.open_log(storage, state)?;
-        } else if self.data_first {
+        } else if self.data_first || self.moved.load(Ordering::Acquire) {
             self.barrier(storage, state)?;
         }
         for batch in pages.chunks_mut(pages_per_entry(state.headers.log_length)) {
@@ -345,6 +361,7 @@ impl Journal {
             batch.sort_unstable_by_key(|&(offset, _)| offset);
             write_pages(storage, batch)?;
         }
+        self.moved.store(false, Ordering::Release);
         Ok(())
     }
 
@@ -391,6 +408,7 @@ impl Journal {
         }
         self.with_space(|space| {
             space.give_back(storage, &logged)?;
+            space.settle(storage)?;
             // Nobody takes any of it now, so it may be cut off without a flush.
             space.flushed(space.punched());
             if space.trimmed_end() != space.file_length() {

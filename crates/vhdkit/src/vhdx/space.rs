@@ -5,13 +5,14 @@
 //! S2 Space that a BAT entry referred to is punched only after the log entry that removes the reference is durable,
 //!    and handed out only after the next flush. So there is one class of space, and no order between a block's data
 //!    and its BAT entry is needed for blocks that read as zeros before.
+//!    A packer defers the punching: most of what becomes free while it works is written over or cut off soon.
 //! S3 Handed out twice is impossible: space is in exactly one of the lists, or in use.
 
 use std::collections::BTreeMap;
 
 use super::layout::{ALIGNMENT, MAX_FILE_SIZE};
 use crate::error::{Error, ErrorKind, Result};
-use crate::num::{MIB, round_down, round_up, to_usize};
+use crate::num::{GIB, MIB, round_down, round_up, to_usize};
 use crate::storage::Storage;
 
 /// The file grows by at least this, so that not every new block changes its length.
@@ -30,6 +31,10 @@ pub(super) struct Space {
     ready: BTreeMap<u64, u64>,
     /// Punched, waiting for a flush.
     punched: Vec<Span>,
+    /// Free, content unknown, only for a mover that knows what it writes: offset to length.
+    unpunched: BTreeMap<u64, u64>,
+    /// True while what is given back stays [`Space::unpunched`].
+    deferring: bool,
     /// The file does not become shorter than this.
     keep: u64,
 }
@@ -56,6 +61,8 @@ impl Space {
                 keep: whole,
                 ready: ready.into_iter().collect(),
                 punched: Vec::new(),
+                unpunched: BTreeMap::new(),
+                deferring: false,
             });
         }
         // A last block cut short by another writer is made whole; a tail that nobody refers to goes.
@@ -71,6 +78,8 @@ impl Space {
             end,
             ready: BTreeMap::new(),
             punched: holes,
+            unpunched: BTreeMap::new(),
+            deferring: false,
             keep: 0,
         })
     }
@@ -101,21 +110,55 @@ impl Space {
 
     /// Gives up space that nothing durable refers to, content unknown.
     pub(super) fn give_back(&mut self, storage: &dyn Storage, spans: &[Span]) -> Result<()> {
-        let mut spans = spans.to_vec();
-        spans.sort_unstable();
+        for &(offset, length) in spans {
+            insert(&mut self.unpunched, offset, length);
+        }
+        let waiting: u64 = self.unpunched.values().sum();
+        if self.deferring && waiting <= MAX_UNPUNCHED {
+            return Ok(());
+        }
+        self.punch(storage)
+    }
+
+    fn punch(&mut self, storage: &dyn Storage) -> Result<()> {
         // Neighbours cost one call.
-        spans.dedup_by(|next, span| {
-            let joins = span.0 + span.1 == next.0;
-            if joins {
-                span.1 += next.1;
-            }
-            joins
-        });
-        for (offset, length) in spans {
+        while let Some((&offset, &length)) = self.unpunched.first_key_value() {
             storage.punch_hole(offset, length)?;
+            self.unpunched.remove(&offset);
             self.punched.push((offset, length));
         }
         Ok(())
+    }
+
+    /// From now on (or no longer) what is given back keeps its content, until it is claimed or the file is cut off.
+    /// What has not been punched in the end is when something is given back later, or at the close.
+    pub(super) fn defer_punching(&mut self, defer: bool) {
+        self.deferring = defer;
+    }
+
+    /// Makes ready what has not been punched: before the file is cut off at [`Space::trimmed_end`] and closed, so what
+    /// is cut off then need not be punched.
+    pub(super) fn settle(&mut self, storage: &dyn Storage) -> Result<()> {
+        let mut end = self.end;
+        loop {
+            if let Some((&offset, &length)) = self.unpunched.last_key_value()
+                && offset + length == end
+                && offset >= self.keep
+            {
+                self.unpunched.remove(&offset);
+                insert(&mut self.ready, offset, length);
+                end = offset;
+            } else if let Some((&offset, _)) = self
+                .ready
+                .range(..end)
+                .next_back()
+                .filter(|&(&offset, &length)| offset + length == end)
+            {
+                end = offset;
+            } else {
+                return self.punch(storage);
+            }
+        }
     }
 
     /// Takes a given range out of what is free, for a mover that will write all of it. True if it reads as zeros,
@@ -127,8 +170,8 @@ impl Space {
             .range(..=offset)
             .next_back()
             .is_some_and(|(&start, &free)| start + free >= end);
-        let ready: Vec<Span> = std::mem::take(&mut self.ready).into_iter().collect();
-        self.ready = without(&ready, offset, end).into_iter().collect();
+        remove(&mut self.ready, offset, end);
+        remove(&mut self.unpunched, offset, end);
         self.punched = without(&self.punched, offset, end);
         known
     }
@@ -137,8 +180,8 @@ impl Space {
     /// Returns where.
     pub(super) fn cut(&mut self, end: u64) -> u64 {
         let end = end.max(self.keep);
-        let ready: Vec<Span> = std::mem::take(&mut self.ready).into_iter().collect();
-        self.ready = without(&ready, end, u64::MAX).into_iter().collect();
+        remove(&mut self.ready, end, u64::MAX);
+        remove(&mut self.unpunched, end, u64::MAX);
         self.punched = without(&self.punched, end, u64::MAX);
         self.end = end;
         self.file_length = end;
@@ -158,17 +201,7 @@ impl Space {
     /// A flush has made the first `count` punched spans durable.
     pub(super) fn flushed(&mut self, count: usize) {
         for (offset, length) in self.punched.drain(..count) {
-            let (mut start, mut end) = (offset, offset + length);
-            if let Some((&before, &free)) = self.ready.range(..start).next_back()
-                && before + free == start
-            {
-                self.ready.remove(&before);
-                start = before;
-            }
-            if let Some(free) = self.ready.remove(&end) {
-                end += free;
-            }
-            self.ready.insert(start, end - start);
+            insert(&mut self.ready, offset, length);
         }
     }
 
@@ -191,6 +224,34 @@ impl Space {
         self.ready.split_off(&end);
         self.end = end;
         self.file_length = end;
+    }
+}
+
+/// Adds a span, as one with its neighbours.
+fn insert(spans: &mut BTreeMap<u64, u64>, offset: u64, length: u64) {
+    let (mut start, mut end) = (offset, offset + length);
+    if let Some((&before, &free)) = spans.range(..start).next_back()
+        && before + free == start
+    {
+        spans.remove(&before);
+        start = before;
+    }
+    if let Some(free) = spans.remove(&end) {
+        end += free;
+    }
+    spans.insert(start, end - start);
+}
+
+/// Takes away what lies in `from..to`.
+fn remove(spans: &mut BTreeMap<u64, u64>, from: u64, to: u64) {
+    while let Some((&offset, &length)) = spans.range(..to).next_back()
+        && offset + length > from
+    {
+        spans.remove(&offset);
+        spans.extend(without(&[(offset, length)], from, to));
+        if offset <= from {
+            break;
+        }
     }
 }
 
@@ -218,6 +279,10 @@ pub(super) fn grow(storage: &dyn Storage, wanted: u64, needed: u64) -> Result<u6
     storage.set_len(needed)?;
     Ok(needed)
 }
+
+/// Of what is not punched yet at most so many bytes wait, so that a long packing gives space back as it goes, and one
+/// that is cancelled has little left to do.
+const MAX_UNPUNCHED: u64 = if cfg!(test) { 8 * MIB } else { GIB };
 
 /// So many holes are taken up at the start of a session; further ones wait for a compaction.
 const MAX_HOLES: usize = 4096;
@@ -335,5 +400,60 @@ mod tests {
         assert_eq!(space.trimmed_end(), 8 * MIB);
         space.trimmed();
         assert_eq!(space.file_length(), 8 * MIB);
+    }
+
+    #[test]
+    fn what_is_not_punched_yet_is_only_for_movers_and_never_taken_for_zeros() {
+        let storage = MemoryStorage::new();
+        let mut used = UsedMap::default();
+        used.mark(0, 20 * MIB);
+        storage.set_len(20 * MIB).unwrap();
+        storage.write_at(0, &vec![9; to_usize(20 * MIB)]).unwrap();
+        let mut space = Space::new(&storage, &used, 0).unwrap();
+        let is_zero = |at: u64| {
+            let mut bytes = vec![1; to_usize(MIB)];
+            storage.read_at(at * MIB, &mut bytes).unwrap();
+            crate::zeros::is_zero(&bytes)
+        };
+        space.defer_punching(true);
+        for at in [4, 5, 6, 10, 18, 19] {
+            space.give_back(&storage, &[(at * MIB, MIB)]).unwrap();
+        }
+        assert_eq!(space.punched(), 0);
+        assert!(!space.claim((5 * MIB, MIB)));
+        assert_eq!(space.take(&storage, MIB).unwrap(), 20 * MIB);
+        space.settle(&storage).unwrap();
+        assert!([4, 6, 10].map(is_zero) == [true; 3] && !is_zero(5));
+        let count = space.punched();
+        space.flushed(count);
+        let taken = [(); 3].map(|()| space.take(&storage, MIB).unwrap() / MIB);
+        assert_eq!(taken, [4, 6, 10]);
+        // So much at a time is not left lying.
+        space.give_back(&storage, &[(8 * MIB, 2 * MIB)]).unwrap();
+        assert!(!is_zero(8));
+        space.give_back(&storage, &[(10 * MIB, 8 * MIB)]).unwrap();
+        assert!((8..18).all(is_zero));
+    }
+
+    #[test]
+    fn the_end_of_a_file_that_is_cut_off_is_not_punched_before() {
+        let storage = MemoryStorage::new();
+        let mut used = UsedMap::default();
+        used.mark(0, 8 * MIB);
+        storage.set_len(8 * MIB).unwrap();
+        let mut space = Space::new(&storage, &used, 0).unwrap();
+        space.defer_punching(true);
+        space.give_back(&storage, &[(3 * MIB, MIB)]).unwrap();
+        space.give_back(&storage, &[(6 * MIB, 2 * MIB)]).unwrap();
+        space.settle(&storage).unwrap();
+        assert_eq!(space.trimmed_end(), 6 * MIB);
+        let count = space.punched();
+        assert_eq!(count, 1);
+        space.flushed(count);
+        space.trimmed();
+        assert_eq!(
+            (space.file_length(), space.take(&storage, MIB).unwrap()),
+            (6 * MIB, 3 * MIB)
+        );
     }
 }

@@ -96,23 +96,15 @@ impl Journal {
         Ok(at)
     }
 
-    /// Blocks were copied; from now on they are at their new places. Each is number, old place, new place.
-    pub(in crate::vhd) fn move_blocks(
-        &self,
-        tables: &Tables,
-        moves: &[(u64, u64, u64)],
-    ) -> Result<()> {
-        for &(block, _, to) in moves {
-            self.publish(tables, block, to);
+    /// Blocks were copied; from now on they are at their new places. Each is number, old place, new place. The next
+    /// flush makes the copies durable, then the entries; only then are the old places free.
+    pub(in crate::vhd) fn move_blocks(&self, tables: &Tables, moves: &[(u64, u64, u64)]) {
+        let mut changes = lock(&self.changes);
+        for &(block, from, to) in moves {
+            tables.bat.publish(block, to);
+            changes.bat_sectors.insert(block / PER_SECTOR);
+            changes.released.push(from);
         }
-        let flushed = lock(&self.flushed);
-        self.commit()?;
-        drop(flushed);
-        let mut space = lock(&self.space);
-        space
-            .returned
-            .extend(moves.iter().map(|&(_, from, _)| from));
-        Ok(())
     }
 
     /// Cuts the file off behind everything in use.

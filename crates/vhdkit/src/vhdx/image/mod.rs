@@ -50,6 +50,9 @@ pub struct VhdxImage {
     /// Bytes from here on are not in the file and read as zeros: a last block that its writer cut short.
     file_end: AtomicU64,
     journal: Journal,
+    /// Counts the changes of BAT entries.
+    changes: AtomicU64,
+    packing: Option<pack::Packing>,
 }
 
 impl VhdxImage {
@@ -142,6 +145,8 @@ impl VhdxImage {
             log_replayed,
             writable,
             journal,
+            changes: AtomicU64::new(0),
+            packing: None,
         })
     }
 
@@ -391,6 +396,10 @@ impl Image for VhdxImage {
 
     fn pack_telling(&mut self, budget: u64, moved: Told<'_>) -> Result<Packed> {
         self.pack_step(budget, moved)
+    }
+
+    fn end_packing(&mut self) {
+        self.stop_packing();
     }
 
     fn resize(&mut self, size: u64, backing: &dyn Backing, pace: Pace<'_>) -> Result<()> {

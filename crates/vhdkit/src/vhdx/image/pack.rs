@@ -1,6 +1,7 @@
 //! Packing: blocks from the end of the file into free space before them (format sheet 8.7).
 
 use std::sync::OnceLock;
+use std::sync::atomic::Ordering;
 
 use super::VhdxImage;
 use crate::error::{Context, Result};
@@ -13,46 +14,91 @@ use crate::vhdx::plan::{Movable, Move, Plan};
 use crate::vhdx::region::{self, Region};
 use crate::vhdx::space::Span;
 
+/// What packing has still to do, as long as nobody else changes the BAT.
+pub(super) struct Packing {
+    plan: Plan,
+    /// So many of its moves were made.
+    made: usize,
+    /// What else the plan knows: [`VhdxImage::changes`] and the log's place.
+    known: (u64, Span),
+}
+
 impl VhdxImage {
-    /// See [`Image::pack`].
+    /// See [`Image::pack`]. Blocks are copied to free space and have their new places in memory only; the next flush
+    /// makes the copies durable, then the entries, and only then are the old places free.
     pub(super) fn pack_step(&mut self, budget: u64, told: Told<'_>) -> Result<Packed> {
         self.check_writable()?;
-        // What was freed is free only once that is durable.
-        self.flush()?;
-        let survey = self.survey()?;
-        if survey.unplaced > 0 {
-            // A fixed disk some of whose blocks have no place yet needs what is free for these.
+        let known = self
+            .packing
+            .take()
+            .filter(|packing| packing.known == self.taken());
+        let Some(mut packing) = known.map_or_else(|| self.new_packing(), |p| Ok(Some(p)))? else {
             return Ok(Packed::default());
-        }
-        let plan = self.plan(&survey)?;
-        if plan.moves.is_empty() && self.storage.len()? <= plan.end {
-            return Ok(Packed::default());
-        }
+        };
         self.begin_structure()?;
-        let (now, later) = plan.moves.split_at(batch(&plan.moves, budget));
+        self.journal.defer_punching(true);
+        let moves = &packing.plan.moves[packing.made..];
+        let (now, later) = moves.split_at(batch(moves, budget));
         match now {
             [step] if step.what == Movable::Bat => self.move_region(REGION_BAT, step),
             [step] if step.what == Movable::Metadata => self.move_region(REGION_METADATA, step),
             steps => self.move_blocks(steps, told),
         }
         .while_doing("pack")?;
+        let packed = Packed {
+            moved: Plan::left(now),
+            left: Plan::left(later),
+        };
         if later.is_empty() {
+            self.flush()?;
             // Not where the plan says, but where the file says that its last byte in use is.
             let end = self.survey()?.used.end();
             self.journal.set_keep(0)?;
             self.journal.trim(&*self.storage, end)?;
+        } else {
+            packing.made += now.len();
+            packing.known = self.taken();
+            self.packing = Some(packing);
         }
-        Ok(Packed {
-            moved: Plan::left(now),
-            left: Plan::left(later),
-        })
+        Ok(packed)
+    }
+
+    fn new_packing(&self) -> Result<Option<Packing>> {
+        // What was freed is free only once that is durable.
+        self.flush()?;
+        let survey = self.survey()?;
+        if survey.unplaced > 0 {
+            // A fixed disk some of whose blocks have no place yet needs what is free for these.
+            return Ok(None);
+        }
+        let plan = self.plan(&survey)?;
+        let is_packed = plan.moves.is_empty() && self.storage.len()? <= plan.end;
+        Ok((!is_packed).then(|| Packing {
+            plan,
+            made: 0,
+            known: self.taken(),
+        }))
+    }
+
+    /// Something else as soon as anybody has taken space or given it back.
+    fn taken(&self) -> (u64, Span) {
+        (
+            self.changes.load(Ordering::Relaxed),
+            self.journal.log_span(),
+        )
     }
 
     fn move_blocks(&mut self, moves: &[Move], told: Told<'_>) -> Result<()> {
-        if moves.is_empty() {
-            return Ok(());
-        }
         let moves = &in_order(moves);
+        let is_bitmap = |step: &Move| match step.what {
+            Movable::Entry(index) => matches!(self.geometry.slot(index), Slot::Bitmap(_)),
+            _ => false,
+        };
+        let bitmaps_move = moves.iter().any(is_bitmap);
+        if bitmaps_move {
+            // What memory knows and the file does not would be missing in the new place.
+            self.flush()?;
+        }
         let (mut claimed, mut runs) = (Vec::new(), Vec::new());
         let copied = moves.iter().try_for_each(|step| {
             let Movable::Entry(index) = step.what else {
@@ -61,18 +107,22 @@ impl VhdxImage {
             self.bat.prepare(&*self.storage, index)?;
             let entry = self.bat.get(&*self.storage, index)?;
             let has_content = self.held(index, entry)?.is_some_and(|h| h.has_content);
-            self.claim((step.to, step.length), &mut claimed)?;
+            let (from, to) = ((step.from, step.length), (step.to, step.length));
             if has_content {
-                runs.extend(self.data_inside((step.from, step.length), step.to)?);
+                let data = self.data_inside(from, step.to)?;
+                self.claim_around(to, &data, &mut claimed)?;
+                runs.extend(data);
+                Ok(())
+            } else {
+                self.claim(to, &mut claimed)
             }
-            Ok(())
         });
         let copied = copied.and_then(|()| copy_runs(&*self.storage, &*self.storage, runs, told));
         if let Err(e) = copied {
             self.abandon(&claimed);
             return Err(e);
         }
-        self.journal.data_barrier(&*self.storage)?;
+        self.journal.note_moved();
         for step in moves {
             let Movable::Entry(index) = step.what else {
                 continue;
@@ -84,10 +134,10 @@ impl VhdxImage {
                 Slot::Bitmap(_) => self.journal.free_logged((step.from, step.length)),
             }
         }
-        let flushed = self.flush();
-        // They may have moved.
-        self.bitmaps = OnceLock::new();
-        flushed
+        if bitmaps_move {
+            self.bitmaps = OnceLock::new();
+        }
+        Ok(())
     }
 
     /// Takes free space that a plan chose and makes it zero, if it is not known to be.
@@ -100,10 +150,39 @@ impl VhdxImage {
         Ok(())
     }
 
+    /// As [`Self::claim`], but that what is written to next need not be zero. `data` lies within, in order.
+    fn claim_around(&self, span: Span, data: &[CopyRun], claimed: &mut Vec<Span>) -> Result<()> {
+        let known = self.journal.claim_space(span)?;
+        claimed.push(span);
+        if known {
+            return Ok(());
+        }
+        let end = span.0 + span.1;
+        let mut at = span.0;
+        let behind = [(end, end)];
+        for (start, next) in data
+            .iter()
+            .map(|run| (run.to, run.to + run.length))
+            .chain(behind)
+        {
+            if start > at {
+                self.storage.punch_hole(at, start - at)?;
+            }
+            at = next;
+        }
+        Ok(())
+    }
+
     pub(super) fn abandon(&self, spans: &[Span]) {
         for &span in spans {
             self.journal.abandon_space(&*self.storage, span);
         }
+    }
+
+    /// See [`Image::end_packing`].
+    pub(super) fn stop_packing(&mut self) {
+        self.packing = None;
+        self.journal.defer_punching(false);
     }
 
     /// Copies within the file to where zeros are. Holes stay holes.
@@ -128,6 +207,8 @@ impl VhdxImage {
     }
 
     fn move_region(&mut self, guid: Guid, step: &Move) -> Result<()> {
+        // The tables are read from the file again afterwards.
+        self.flush()?;
         let (from, to) = ((step.from, step.length), (step.to, step.length));
         let regions = self.with_region(guid, step.to, step.length);
         let mut claimed = Vec::new();
@@ -177,6 +258,7 @@ impl VhdxImage {
         let entries = self.geometry.entries_used(self.metadata.has_parent);
         self.bat = PagedTable::new(self.regions.bat.offset, entries);
         self.bitmaps = OnceLock::new();
+        self.packing = None;
     }
 }
 

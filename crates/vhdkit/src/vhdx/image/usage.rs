@@ -259,6 +259,7 @@ impl VhdxImage {
         let entry = self.bat.get(&*self.storage, index)?;
         if self.held(index, entry)?.is_some() {
             self.begin_structure()?;
+            self.journal.defer_punching(true);
             // Reads as zeros also where a parent has data.
             self.replace_entry(number, bat::entry(bat::ZERO, 0))?;
         }

@@ -70,6 +70,7 @@ impl VhdxImage {
 
     pub(super) fn set_entry(&self, index: u64, entry: u64) -> Result<()> {
         self.bat.set(&*self.storage, index, entry)?;
+        self.changes.fetch_add(1, Ordering::Relaxed);
         let page = index / WORDS;
         self.journal
             .note(DirtyPage::Bat { page }, || self.bat.mark(page));

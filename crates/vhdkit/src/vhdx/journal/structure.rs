@@ -98,11 +98,6 @@ impl Journal {
         write_pages(storage, &pages)
     }
 
-    /// A barrier for data whose new place the BAT is told next.
-    pub(in crate::vhdx) fn data_barrier(&self, storage: &dyn Storage) -> Result<()> {
-        self.exclusively(|state| self.barrier(storage, state))
-    }
-
     /// J9: after this no replay writes anywhere, until something is logged again.
     pub(in crate::vhdx) fn seal_log(&self, storage: &dyn Storage) -> Result<()> {
         self.exclusively(|state| self.seal(storage, state))
