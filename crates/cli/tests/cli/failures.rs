@@ -1,5 +1,7 @@
 //! What can go wrong around the command: files, folders, file systems, pipes.
 
+use vhdkit_testkit::require::require;
+
 use crate::support::{Folder, real_disk};
 
 #[test]
@@ -265,4 +267,30 @@ fn streams_may_be_closed_or_full() {
     }
     let ran = folder.shell("$V info none 2>/dev/full");
     assert_eq!(ran.code, Some(1));
+}
+
+#[test]
+fn a_name_that_cannot_be_made_durable_is_no_success() {
+    let folder = Folder::new();
+    if !require(folder.shell("strace -V").code == Some(0), "needs strace") {
+        return;
+    }
+    folder.fill("a.img", 1 << 20);
+    // Only folders are synced with this call.
+    let broken = "strace -f -qq -o /dev/null -e trace=fsync -e inject=fsync:error=EIO $V";
+    for words in [
+        "create b.vhdx 64M",
+        "create b.vhd 64M --type fixed",
+        "convert a.img b.vhdx",
+        "mirror a.img b.vhdx",
+    ] {
+        let ran = folder.shell(&format!("{broken} {words}"));
+        ran.failed(1, "b.vhd");
+        assert_eq!(folder.names(), ["a.img"], "{words}");
+    }
+    folder.ok("create b.vhdx 64M");
+    folder
+        .shell(&format!("{broken} create b.vhdx 32M --force"))
+        .failed(1, "b.vhdx");
+    folder.sound("b.vhdx");
 }

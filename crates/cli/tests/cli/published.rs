@@ -17,8 +17,12 @@ pub(crate) struct Place {
 
 impl Place {
     pub(crate) fn new() -> Self {
+        Self::with(Folder::new())
+    }
+
+    pub(crate) fn with(folder: Folder) -> Self {
         Self {
-            folder: Folder::new(),
+            folder,
             runtime: tempfile::tempdir().unwrap(),
         }
     }

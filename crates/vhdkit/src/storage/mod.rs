@@ -25,6 +25,7 @@ pub use file::{Access, FileStorage, HostDisk};
 pub use memory::MemoryStorage;
 pub use overlay::OverlayStorage;
 pub use target::NewFile;
+pub(crate) use target::sync_names;
 
 use std::ops::Range;
 use std::path::Path;

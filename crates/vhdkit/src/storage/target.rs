@@ -156,8 +156,12 @@ impl NewFile {
             }
             None => link(self.storage.file(), &self.target).map_err(name)?,
         }
-        sync_folder(folder_of(&self.target));
-        Ok(())
+        let kept = sync_names(&self.target);
+        if kept.is_err() && !self.overwrite {
+            // It was promised to nobody.
+            let _ = std::fs::remove_file(&self.target);
+        }
+        kept
     }
 }
 
@@ -253,10 +257,26 @@ fn rename(from: &Path, to: &Path, overwrite: bool) -> rustix::io::Result<()> {
     }
 }
 
-/// Makes the new name durable. A file system that cannot sync a folder keeps its names by other means.
-fn sync_folder(folder: &Path) {
-    if let Ok(folder) = File::open(folder) {
-        let _ = folder.sync_all();
+/// Makes a new name of a file durable, or that it has gone. A file system that cannot sync a folder keeps its names by
+/// other means; a folder that may not be read is left to it, too.
+///
+/// # Errors
+/// What the operating system says.
+pub(crate) fn sync_names(path: &Path) -> Result<()> {
+    let synced = File::open(folder_of(path)).and_then(|folder| folder.sync_all());
+    match synced {
+        Err(e)
+            if !matches!(
+                e.kind(),
+                io::ErrorKind::NotFound
+                    | io::ErrorKind::Unsupported
+                    | io::ErrorKind::InvalidInput
+                    | io::ErrorKind::PermissionDenied
+            ) =>
+        {
+            Err(Error::io("write: keeping the change of its folder", e).with_path(path))
+        }
+        _ => Ok(()),
     }
 }
 
