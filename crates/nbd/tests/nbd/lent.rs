@@ -5,10 +5,11 @@ use std::collections::BTreeSet;
 use std::io::{PipeWriter, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::os::fd::AsFd;
+use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use vhdkit::image::{CreateParameters, DiskType, Format, IdentifierSource, ZeroMode};
@@ -115,7 +116,8 @@ fn make(path: &Path) -> VirtualDisk {
     let parameters = CreateParameters {
         format: Format::Vhdx,
         disk_type: DiskType::Dynamic,
-        virtual_size: 2 * BLOCKS * BLOCK,
+        // The table then takes 2 MiB, and blocks begin at odd MiB: folios of 2 MiB lie over their borders.
+        virtual_size: 600 << 30,
         block_size: Some(BLOCK),
         logical_sector_size: None,
         physical_sector_size: None,
@@ -136,7 +138,16 @@ fn make(path: &Path) -> VirtualDisk {
     OpenOptions::new().writable(true).open(path).unwrap()
 }
 
-fn places(disk: &VirtualDisk, blocks: std::ops::Range<u64>) -> BTreeSet<u64> {
+/// Puts a file into the cache anew, in folios as large as the file system makes them.
+fn write_at_once(path: &Path) {
+    let bytes = std::fs::read(path).unwrap();
+    let file = std::fs::File::options().write(true).open(path).unwrap();
+    file.sync_all().unwrap();
+    rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed).unwrap();
+    file.write_all_at(&bytes, 0).unwrap();
+}
+
+fn places(disk: &VirtualDisk, blocks: impl Iterator<Item = u64>) -> BTreeSet<u64> {
     let place = |block| disk.map(block * BLOCK, BLOCK).unwrap().data.unwrap();
     blocks.map(|block| place(block).storage_offset).collect()
 }
@@ -163,11 +174,15 @@ fn ask(stream: &mut dyn Stream, offset: u64, length: u64) {
 
 /// Clients that ask and do not read; meanwhile every place they were answered from is used for something else.
 fn places_change_hands_before_the_client_reads(folder: &Path) {
-    let disk = Arc::new(make(&folder.join("disk.vhdx")));
+    let path = folder.join("disk.vhdx");
+    let disk = make(&path);
     for block in 0..BLOCKS {
         disk.write_at(block * BLOCK, &content(0, block)).unwrap();
     }
-    disk.flush().unwrap();
+    disk.close().unwrap();
+    write_at_once(&path);
+    let disk = OpenOptions::new().writable(true).open(&path).unwrap();
+    let disk = Arc::new(disk);
     let lent = Arc::new(AtomicU64::new(0));
     let mut catalog = Catalog::new();
     let export = Watched {
@@ -210,19 +225,38 @@ fn places_change_hands_before_the_client_reads(folder: &Path) {
         lent.load(Ordering::SeqCst) >= BLOCKS * PIECE,
         "the middle of each block is lent"
     );
-    let before = places(&disk, 0..BLOCKS);
-    disk.discard(0, BLOCKS / 2 * BLOCK).unwrap();
-    disk.zero(BLOCKS / 2 * BLOCK, BLOCKS / 2 * BLOCK, ZeroMode::MayUnmap)
-        .unwrap();
-    disk.flush().unwrap();
-    disk.flush().unwrap();
-    for block in 0..BLOCKS {
+    let kept = |block: u64| block % 2 == 1;
+    let before = places(&disk, (0..BLOCKS).step_by(2));
+    assert!(before.iter().all(|place| place % (2 * MIB) == MIB));
+    // Meanwhile the neighbours are written to, so that the folios they share are not clean when a part is punched.
+    let over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !over.load(Ordering::SeqCst) {
+                for block in (0..BLOCKS).filter(|&block| kept(block)) {
+                    let page = &content(0, block)[..4096];
+                    disk.write_at(block * BLOCK, page).unwrap();
+                    disk.write_at((block + 1) * BLOCK - 4096, page).unwrap();
+                }
+            }
+        });
+        for block in (0..BLOCKS).step_by(4) {
+            disk.discard(block * BLOCK, BLOCK).unwrap();
+            disk.flush().unwrap();
+            let next = (block + 2) * BLOCK;
+            disk.zero(next, BLOCK, ZeroMode::MayUnmap).unwrap();
+            disk.flush().unwrap();
+        }
+        disk.flush().unwrap();
+        over.store(true, Ordering::SeqCst);
+    });
+    for block in 0..BLOCKS / 2 {
         let offset = (BLOCKS + block) * BLOCK;
         disk.write_at(offset, &content(1, block)).unwrap();
     }
     disk.flush().unwrap();
     assert_eq!(
-        places(&disk, BLOCKS..2 * BLOCKS),
+        places(&disk, BLOCKS..BLOCKS + BLOCKS / 2),
         before,
         "other blocks have the places now"
     );
@@ -230,7 +264,10 @@ fn places_change_hands_before_the_client_reads(folder: &Path) {
         let mut reply = vec![0; 16 + usize::try_from(PIECE).unwrap()];
         stream.read_exact(&mut reply).unwrap();
         let own = content(0, offset / BLOCK)[0];
-        let strange = reply[16..].iter().find(|&&byte| byte != own && byte != 0);
+        let zero = if kept(offset / BLOCK) { own } else { 0 };
+        let strange = reply[16..]
+            .iter()
+            .find(|&&byte| byte != own && byte != zero);
         assert_eq!(strange, None, "at {offset}, where {own} was");
     }
     server.close(Duration::from_mins(1));
