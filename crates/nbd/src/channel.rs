@@ -1,6 +1,7 @@
 //! What a connection sends and receives through: a socket, with TLS or without.
 
 use std::io;
+use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -53,6 +54,24 @@ impl Channel {
             None => self.socket.send(bytes, deadline),
             Some(tls) => tls.send(&self.socket, bytes, deadline),
         }
+    }
+
+    /// True if the system can send pages by itself: with TLS they have to be encrypted.
+    pub(crate) fn sends_pages(&self) -> bool {
+        self.tls.is_none()
+    }
+
+    /// All of what is in a pipe, which are so many bytes. Only where [`Channel::sends_pages`].
+    pub(crate) fn send_pipe(&self, pipe: BorrowedFd<'_>, length: usize) -> io::Result<()> {
+        match &self.tls {
+            None => self.socket.send_pipe(pipe, length),
+            Some(_) => Err(io::ErrorKind::Unsupported.into()),
+        }
+    }
+
+    /// See [`Socket::widen`].
+    pub(crate) fn widen(&self) {
+        self.socket.widen();
     }
 
     /// Ends the connection in order.

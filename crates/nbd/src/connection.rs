@@ -55,9 +55,10 @@ pub(crate) fn serve(
         Ok(Some(session)) if admission.admit() => {
             let export = service.catalog.entries()[session.export].export.clone();
             let stopping = service.stopping.clone();
+            channel.widen();
             let link = Arc::new(Link::new(channel, export, session, stopping));
             let mut transmission = Transmission {
-                worker: Worker::new(link.clone()),
+                worker: Worker::with_pages(link.clone()),
                 helpers: Helpers::new(),
                 input,
                 link: link.clone(),

@@ -29,8 +29,8 @@ use crate::tls::TlsIdentity;
 #[derive(Clone, Copy, Debug)]
 #[expect(clippy::exhaustive_structs, reason = "a plain request")]
 pub struct Limits {
-    /// Clients that are served at the same time. Each takes up to 12 MiB of memory and 17 threads when it has many
-    /// requests underway, and a few hundred KiB and one thread else.
+    /// Clients that are served at the same time. Each takes up to 14 MiB of memory, 2 of them the system's, and 17
+    /// threads when it has many requests underway, and a few hundred KiB and one thread else.
     pub clients: usize,
     /// Connections that have not chosen an export yet.
     pub handshakes: usize,
