@@ -8,7 +8,7 @@ use vhdkit_nbd::Limits;
 use vhdkit_testkit::rng::Rng;
 
 use crate::raw::{EXTENDED, GO, Raw, STRUCTURED, go};
-use crate::support::{MIB, Memory, Served};
+use crate::support::{MIB, Memory, Served, has_libnbd};
 
 fn is_served(served: &Served) {
     let mut raw = Raw::simple(served);
@@ -42,7 +42,8 @@ fn noise_does_not_hurt() {
 #[test]
 fn clients_that_say_nothing_are_shown_out_and_keep_nobody_out() {
     let limits = Limits {
-        clients: 4,
+        // One that is shown out may take a moment to go.
+        clients: 16,
         handshakes: 4,
         handshake_time: Duration::from_millis(1500),
     };
@@ -84,6 +85,35 @@ fn clients_beyond_the_limit_are_told_and_let_in_when_another_has_gone() {
     while third.ask(GO, &go("test")) != 1 {
         assert!(begun.elapsed() < Duration::from_secs(30));
         std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// A story of this server: 64 clients that had chosen an export and said nothing more kept everybody else out.
+#[test]
+fn one_process_that_sits_on_connections_keeps_no_other_out() {
+    if !has_libnbd() {
+        return;
+    }
+    let served = Served::export(Memory::new(MIB));
+    let mut sitting = Vec::new();
+    loop {
+        let mut raw = Raw::connect(&served);
+        let kind = raw.ask(GO, &go("test"));
+        if kind != 1 {
+            assert_eq!(kind, 0x8000_0002, "after {}", sitting.len());
+            break;
+        }
+        sitting.push(raw);
+        assert!(sitting.len() < 1000, "there is no limit");
+    }
+    assert!(sitting.len() >= 64, "only {}", sitting.len());
+    // Another process is let in, and those who sit there have lost nothing.
+    let uri = served.uri("test");
+    assert_eq!(served.ok("nbdinfo", &["--size", &uri]), "1048576\n");
+    for raw in &mut sitting {
+        raw.request(0, 0, 77, 0, 512);
+        assert_eq!(raw.simple_reply(), (0, 77));
+        raw.take(512);
     }
 }
 
