@@ -130,7 +130,7 @@ pub(crate) fn serve_in(
             rustix::io::Errno::NOENT | rustix::io::Errno::NODEV => {
                 "this takes FUSE: modprobe fuse, or vhdkit serve, which needs no kernel support"
             }
-            _ => "it has to be open to you (on most systems everybody may: chmod 666 /dev/fuse as root); vhdkit serve needs it not",
+            _ => "it has to be open to you (on most systems everybody may: chmod 666 /dev/fuse as root); vhdkit serve does without",
         };
         Error::io("open /dev/fuse", e.into()).with_better_hint(hint)
     })?;

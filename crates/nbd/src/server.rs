@@ -1,7 +1,8 @@
 //! The server: lets clients in, knows who is there, and ends in order.
 //!
 //! 1. Each connection has at most [`Limits::handshake_time`] until it has chosen an export. When many are at it, the
-//!    one that has been at it for longest has to go: clients that say nothing keep nobody out.
+//!    one that has been at it for longest has to go, of the [`Peer`] that has most of them: clients that say nothing
+//!    keep nobody out.
 //! 2. At most [`Limits::clients`] are served at the same time; others are told so. One that has chosen an export may stay
 //!    as long as it likes without a word, as the disk of an idle machine does. So that nobody keeps others out that way, a
 //!    [`Peer`] gets another place only as long as it has no more than are free: one alone can take about half of them, the
@@ -89,6 +90,15 @@ impl Registry {
     fn count(&self, transmitting: bool) -> usize {
         let same = |c: &&Connected| c.transmitting == transmitting;
         self.connections.values().filter(same).count()
+    }
+
+    /// Of those at their handshake the one that has been at it for longest, of the peer that has most of them.
+    fn to_be_shown_out(&self) -> Option<u64> {
+        let waiting = || self.connections.iter().filter(|(_, c)| !c.transmitting);
+        let of = |peer: Peer| waiting().filter(|(_, c)| c.peer == peer).count();
+        // Of several the last one is taken: the oldest.
+        let most = waiting().rev().max_by_key(|(_, c)| of(c.peer));
+        most.map(|(&id, _)| id)
     }
 
     /// True if a connection may be served as well; see the module.
@@ -277,8 +287,8 @@ fn accept(shared: &Arc<Shared>, listeners: &[Listener], woken: &UnixStream) {
 fn let_in(shared: &Arc<Shared>, socket: Arc<Socket>, peer: Peer) {
     let mut registry = shared.registry();
     if registry.count(false) >= shared.limits.handshakes
-        && let Some((&oldest, _)) = registry.connections.iter().find(|(_, c)| !c.transmitting)
-        && let Some(connected) = registry.connections.remove(&oldest)
+        && let Some(last) = registry.to_be_shown_out()
+        && let Some(connected) = registry.connections.remove(&last)
     {
         connected.socket.hang_up();
     }

@@ -1,7 +1,8 @@
 //! Clients that mean no good, or have gone to sleep.
 
-use std::io::Write;
+use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use vhdkit_nbd::Limits;
@@ -115,6 +116,32 @@ fn one_process_that_sits_on_connections_keeps_no_other_out() {
         assert_eq!(raw.simple_reply(), (0, 77));
         raw.take(512);
     }
+}
+
+#[test]
+fn one_process_that_comes_again_and_again_does_not_push_others_out() {
+    if !has_libnbd() {
+        return;
+    }
+    let served = Served::export(Memory::new(MIB));
+    // It takes its time to choose.
+    let script = format!(
+        "import nbd\nh = nbd.NBD()\nh.set_opt_mode(True)\nh.connect_uri('{}')\nprint('here', flush=True)\ninput()\nh.opt_go()\nprint(h.get_size())\n",
+        served.uri("test")
+    );
+    let mut other = Command::new("/usr/bin/python3")
+        .args(["-c", &script])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(other.stdout.take().unwrap()).lines();
+    assert_eq!(lines.next().unwrap().unwrap(), "here");
+    let many: Vec<Raw> = (0..100).map(|_| Raw::connect(&served)).collect();
+    other.stdin.take().unwrap().write_all(b"\n").unwrap();
+    assert_eq!(lines.next().unwrap().unwrap(), "1048576");
+    assert!(other.wait().unwrap().success());
+    drop(many);
 }
 
 #[test]
