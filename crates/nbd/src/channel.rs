@@ -11,11 +11,17 @@ use crate::tls::{Tls, TlsIdentity, Wait};
 pub(crate) struct Channel {
     socket: Arc<Socket>,
     tls: Option<Tls>,
+    /// See [`Channel::widen`].
+    is_wide: bool,
 }
 
 impl Channel {
     pub(crate) fn new(socket: Arc<Socket>) -> Self {
-        Self { socket, tls: None }
+        Self {
+            socket,
+            tls: None,
+            is_wide: false,
+        }
     }
 
     /// Begins TLS. `early` is what was received of it already.
@@ -56,9 +62,10 @@ impl Channel {
         }
     }
 
-    /// True if the system can send pages by itself: with TLS they have to be encrypted.
+    /// True if the system can send pages by itself (with TLS they have to be encrypted), and that is faster: where the
+    /// client has to wait for each of them it is not.
     pub(crate) fn sends_pages(&self) -> bool {
-        self.tls.is_none()
+        self.tls.is_none() && self.is_wide
     }
 
     /// All of what is in a pipe, which are so many bytes. Only where [`Channel::sends_pages`].
@@ -70,8 +77,8 @@ impl Channel {
     }
 
     /// See [`Socket::widen`].
-    pub(crate) fn widen(&self) {
-        self.socket.widen();
+    pub(crate) fn widen(&mut self) {
+        self.is_wide = self.socket.widen();
     }
 
     /// Ends the connection in order.

@@ -88,7 +88,8 @@ pub struct Status {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[expect(clippy::exhaustive_structs, reason = "three numbers")]
 pub struct BlockSizes {
-    /// Offsets and lengths have to be multiples of this.
+    /// Offsets and lengths of clients that ask about it have to be multiples of this. The others know nothing of it, and
+    /// are served with any.
     pub minimum: u32,
     /// Smaller requests are slower than they need to be.
     pub preferred: u32,

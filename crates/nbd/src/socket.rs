@@ -28,12 +28,18 @@ impl AsFd for Socket {
 }
 
 impl Socket {
-    /// Lets more be underway to the client, as far as the system allows it: a Unix socket holds so little by itself that
-    /// client and server would work in turns instead of at the same time. TCP adapts by itself.
-    pub(crate) fn widen(&self) {
-        if sockopt::socket_domain(&self.0) == Ok(AddressFamily::UNIX) {
-            let _ = sockopt::set_socket_send_buffer_size(&self.0, UNDERWAY);
+    /// Lets more be underway to the client: a Unix socket holds so little by itself that client and server would work in
+    /// turns instead of at the same time. False if the system does not allow as much (`net.core.wmem_max`). TCP adapts by
+    /// itself.
+    pub(crate) fn widen(&self) -> bool {
+        if sockopt::socket_domain(&self.0) != Ok(AddressFamily::UNIX) {
+            return true;
         }
+        sockopt::set_socket_send_buffer_size_force(&self.0, UNDERWAY)
+            .or_else(|_| sockopt::set_socket_send_buffer_size(&self.0, UNDERWAY))
+            .and_then(|()| sockopt::socket_send_buffer_size(&self.0))
+            // Linux doubles it, for what it needs besides.
+            .is_ok_and(|size| size >= 2 * UNDERWAY)
     }
 
     /// What is there already; `None` if nothing is. Zero at the end.
