@@ -37,6 +37,7 @@ main() {
   run_tests
   run_doc_tests
   run_loom_tests
+  check_races
   # What a conversion, a flush, an allocation cost in system calls, barriers, bytes and memory.
   step "counts" cargo run --release --locked -p vhdkit-bench -- --gate
   step "documentation" env RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --locked
@@ -214,6 +215,16 @@ run_doc_tests() {
 run_loom_tests() {
   count_cargo_test "interleavings" env RUSTFLAGS="--cfg loom" CARGO_TARGET_DIR="$CARGO_TARGET_DIR/loom" \
     cargo test -p vhdkit --locked --release --lib loom_
+}
+
+# The C library's threads under ThreadSanitizer.
+check_races() {
+  if [[ $(uname -sm) != "Linux x86_64" ]]; then
+    title "data races: not on this system"
+    skipped=$((skipped + 1))
+    return
+  fi
+  step "data races" env -u RUSTFLAGS scripts/thread-sanitizer.sh 20
 }
 
 # count_cargo_test NAME COMMAND...: runs it and adds up the summaries of cargo test.
