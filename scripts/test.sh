@@ -211,10 +211,10 @@ run_doc_tests() {
   count_cargo_test "examples in the documentation" cargo test --workspace --locked --doc --no-fail-fast
 }
 
-# Every interleaving of the threads around an operation. The flag rebuilds all, so it has a folder of its own.
+# Every interleaving of the threads around an operation, and around handles and OVERLAPPEDs. The flag rebuilds all, so it has a folder of its own.
 run_loom_tests() {
   count_cargo_test "interleavings" env RUSTFLAGS="--cfg loom" CARGO_TARGET_DIR="$CARGO_TARGET_DIR/loom" \
-    cargo test -p vhdkit --locked --release --lib loom_
+    cargo test -p vhdkit -p vhdkit-capi --locked --release --lib loom_
 }
 
 # The C library's threads under ThreadSanitizer.
