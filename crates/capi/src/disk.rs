@@ -160,17 +160,19 @@ pub(crate) struct Attachment {
 /// Device and inode of the leaf when it was opened.
 type FileId = Option<(u64, u64)>;
 
+type OpenDisks = Vec<(FileId, Weak<Disk>)>;
+
 /// All open disks, by their files: looking for one must not keep another one open that is just being closed.
 /// A mirrored disk moves to another file.
-static OPEN: LazyLock<Mutex<Vec<(FileId, Weak<Disk>)>>> =
-    LazyLock::new(|| Mutex::new(Order::Open, Vec::new()));
+static OPEN: LazyLock<Mutex<OpenDisks>> = LazyLock::new(|| Mutex::new(Order::Open, Vec::new()));
+
+/// Disks that stay attached without a handle.
+static PERMANENT: LazyLock<Mutex<Vec<Arc<Disk>>>> =
+    LazyLock::new(|| Mutex::new(Order::Permanent, Vec::new()));
 
 fn file_id(path: &Path) -> FileId {
     std::fs::metadata(path).ok().map(|m| (m.dev(), m.ino()))
 }
-/// Disks that stay attached without a handle.
-static PERMANENT: LazyLock<Mutex<Vec<Arc<Disk>>>> =
-    LazyLock::new(|| Mutex::new(Order::Permanent, Vec::new()));
 
 impl Disk {
     /// Opens a disk, or joins one that is open.

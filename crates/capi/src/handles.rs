@@ -137,7 +137,8 @@ pub(crate) fn event(handle: HANDLE) -> Answer<Arc<Event>> {
     }
 }
 
-#[cfg(all(test, not(loom)))]
+#[cfg(test)]
+#[cfg(not(loom))]
 mod tests {
     use super::*;
 
