@@ -130,7 +130,7 @@ impl VhdxImage {
         } else {
             Session::Data
         };
-        self.begin_session(session, &mut |bytes| meter.tell(bytes))?;
+        self.plan_session(session, &mut |bytes| meter.tell(bytes))?;
         let fixed = if allocates {
             Some(self.allocate_blocks(new.block_count - old.block_count, &mut meter)?)
         } else {
@@ -241,7 +241,7 @@ impl VhdxImage {
         backing: &dyn Backing,
         meter: &mut Meter<'_>,
     ) -> Result<()> {
-        self.begin()?;
+        self.plan_session(Session::Data, &mut |_| Ok(()))?;
         let (old, new) = (added.old, added.new);
         let (mut freed, mut freed_logged) = (Vec::new(), Vec::new());
         if new.virtual_size > old.virtual_size {
@@ -319,7 +319,12 @@ impl VhdxImage {
             return Ok(false);
         }
         let (block, length) = (end / size, size - within);
-        match self.block(block)? {
+        let place = self.block(block)?;
+        if matches!(place, Block::Present(_) | Block::Partial(_)) {
+            // It changes in place.
+            self.begin()?;
+        }
+        match place {
             Block::Present(at) if self.metadata.leave_blocks_allocated => {
                 self.storage.zero_range(at + within, length)?;
             }
