@@ -220,11 +220,11 @@ impl Mirror {
     }
 
     /// Brings a range of the target up to date, with the source and the target to itself.
-    pub(crate) fn copy(
+    pub(crate) fn copy<R>(
         &self,
         range: &Range<u64>,
-        copy: impl FnOnce(&dyn Image) -> Result<()>,
-    ) -> Result<()> {
+        copy: impl FnOnce(&dyn Image) -> Result<R>,
+    ) -> Result<R> {
         let _held = self.hold(range);
         copy(&*self.target.image)
     }

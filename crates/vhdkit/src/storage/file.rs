@@ -125,9 +125,7 @@ impl FileStorage {
             } else {
                 "not a file or block device"
             };
-            return Err(Error::new(ErrorKind::NotSupported, format!("it is {what}"))
-                .with_path(path)
-                .with_hint("name a disk image file or a block device"));
+            return Err(no_disk(path, what));
         }
         // Two nodes of one device must conflict: its number is the identity.
         let id = if block_device {
@@ -614,12 +612,21 @@ impl Storage for FileStorage {
     }
 }
 
+fn no_disk(path: &Path, what: &str) -> Error {
+    Error::new(ErrorKind::NotSupported, format!("it is {what}"))
+        .with_path(path)
+        .with_hint("name a disk image file or a block device")
+}
+
 fn open_error(path: &Path, error: io::Error) -> Error {
     let missing_folder = error.kind() == io::ErrorKind::NotFound
         && path
             .parent()
             .is_some_and(|p| !p.as_os_str().is_empty() && !p.exists());
     let kind = error.kind();
+    if kind == io::ErrorKind::IsADirectory {
+        return no_disk(path, "a folder");
+    }
     let reason = match kind {
         io::ErrorKind::NotFound if missing_folder => "the folder does not exist",
         io::ErrorKind::NotFound => "the file does not exist",

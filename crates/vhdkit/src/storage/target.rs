@@ -65,7 +65,7 @@ impl NewFile {
             Ok(_) if !overwrite => return Err(exists(target)),
             // Somebody reading or writing the old file must not be surprised by a new one.
             Ok(m) if m.is_file() && is_mine => Replaced::CallersOwn,
-            Ok(m) if m.is_file() => Replaced::Kept(FileStorage::open(target, Access::ReadWrite)?),
+            Ok(m) if m.is_file() => Replaced::Kept(old_file(target)?),
             Ok(m) => {
                 let what = if m.is_dir() { "a folder" } else { "not a file" };
                 return Err(
@@ -131,7 +131,7 @@ impl NewFile {
             };
             if !is_known {
                 // Another file has come there meanwhile.
-                let file = FileStorage::open(&self.target, Access::ReadWrite)?;
+                let file = old_file(&self.target)?;
                 self.replaced = Replaced::Kept(file);
             }
             // Who may read the old file may read the new one, and nobody else.
@@ -171,6 +171,16 @@ impl Drop for NewFile {
             let _ = std::fs::remove_file(name);
         }
     }
+}
+
+/// The file to be replaced. Only who may write to it may replace it.
+fn old_file(target: &Path) -> Result<FileStorage> {
+    FileStorage::open(target, Access::ReadWrite).map_err(|e| match e.kind() {
+        ErrorKind::WriteProtected => Error::new(e.kind(), e.reason())
+            .with_path(target)
+            .with_hint("choose a place that can be written to"),
+        _ => e,
+    })
 }
 
 /// A link is followed, so that the file behind it is replaced and not the link.

@@ -347,7 +347,7 @@ impl Journal {
     /// Makes the file long enough for `length` bytes that end at `end`, and for some more.
     fn grow(&self, space: &mut Space, end: u64, length: u64, further: u64) -> Result<()> {
         if !self.storage.grows_with_zeros() {
-            return Err(self.no_room(space, length));
+            return Err(Self::no_room(space, length));
         }
         let step = (space.file_size / 8).clamp(MIN_STEP, MAX_STEP);
         let length = round_up(end + step.min(further), SECTOR) + FOOTER_SIZE;
@@ -358,7 +358,7 @@ impl Journal {
         Ok(())
     }
 
-    fn no_room(&self, space: &Space, length: u64) -> Error {
+    fn no_room(space: &Space, length: u64) -> Error {
         Error::new(
             ErrorKind::DiskFull,
             format!(

@@ -385,7 +385,7 @@ impl Journal {
         if self.data_first && state.writer.is_some() {
             self.barrier(storage, state)?;
         }
-        for batch in pages.chunks_mut(self.pages_per_entry(state)) {
+        for batch in pages.chunks_mut(Self::pages_per_entry(state)) {
             self.log_entry(storage, state, batch)?;
         }
         Ok(())

@@ -276,7 +276,7 @@ impl Journal {
         }
         if end + FOOTER_SIZE > space.file_size {
             if !self.storage.grows_with_zeros() {
-                return Err(self.no_room(&space, end - space.end));
+                return Err(Self::no_room(&space, end - space.end));
             }
             self.lengthen(&mut space, end + FOOTER_SIZE)?;
         }

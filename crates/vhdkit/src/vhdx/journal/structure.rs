@@ -35,7 +35,7 @@ impl Journal {
 
     /// The most pages that [`Journal::transact`] takes.
     pub(in crate::vhdx) fn transaction_limit(&self) -> usize {
-        self.pages_per_entry(&lock(&self.state))
+        Self::pages_per_entry(&lock(&self.state))
     }
 
     /// J8: makes everything durable that was written or changed before, then these pages in one entry, then gives back
@@ -72,7 +72,7 @@ impl Journal {
         state: &mut State,
         mut pages: Vec<PlacedPage>,
     ) -> Result<()> {
-        if pages.len() > self.pages_per_entry(state) {
+        if pages.len() > Self::pages_per_entry(state) {
             return Err(corrupt(format!(
                 "a log of {} bytes cannot hold a change of {} pages",
                 state.headers.log_length,

@@ -58,7 +58,7 @@ impl Journal {
     }
 
     /// The most pages that one entry takes.
-    pub(super) fn pages_per_entry(&self, state: &State) -> usize {
+    pub(super) fn pages_per_entry(state: &State) -> usize {
         pages_per_entry(match state.headers.log_length {
             0 => LOG_LENGTH,
             length => length,
