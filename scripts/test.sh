@@ -37,6 +37,7 @@ main() {
   run_tests
   run_doc_tests
   run_loom_tests
+  check_races
   # What a conversion, a flush, an allocation cost in system calls, barriers, bytes and memory.
   step "counts" cargo run --release --locked -p vhdkit-bench -- --gate
   step "documentation" env RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --locked
@@ -210,10 +211,20 @@ run_doc_tests() {
   count_cargo_test "examples in the documentation" cargo test --workspace --locked --doc --no-fail-fast
 }
 
-# Every interleaving of the threads around an operation. The flag rebuilds all, so it has a folder of its own.
+# Every interleaving of the threads around an operation, and around handles and OVERLAPPEDs. The flag rebuilds all, so it has a folder of its own.
 run_loom_tests() {
   count_cargo_test "interleavings" env RUSTFLAGS="--cfg loom" CARGO_TARGET_DIR="$CARGO_TARGET_DIR/loom" \
-    cargo test -p vhdkit --locked --release --lib loom_
+    cargo test -p vhdkit -p vhdkit-capi --locked --release --lib loom_
+}
+
+# The C library's threads under ThreadSanitizer.
+check_races() {
+  if [[ $(uname -sm) != "Linux x86_64" ]]; then
+    title "data races: not on this system"
+    skipped=$((skipped + 1))
+    return
+  fi
+  step "data races" env -u RUSTFLAGS scripts/thread-sanitizer.sh 20
 }
 
 # count_cargo_test NAME COMMAND...: runs it and adds up the summaries of cargo test.

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use vhdkit::{Error, ErrorKind, Result, VirtualDisk};
 
 use crate::fuse::{self, Notice, Watcher};
-use crate::holder::Holder;
+use crate::holder::{Holder, Reaper};
 use crate::{partitions, ublk, usage};
 
 /// Name of the file that `attach --file` shows.
@@ -59,8 +59,15 @@ pub(crate) struct Plan<'a> {
 /// A disk that can be seen.
 pub(crate) enum Backend {
     Loop(Holder),
-    Ublk(Arc<ublk::Device>),
-    File(PathBuf),
+    // Without a reaper, where none could be started, the next look at what is attached clears up.
+    Ublk {
+        device: Arc<ublk::Device>,
+        _reaper: Option<Reaper>,
+    },
+    File {
+        folder: PathBuf,
+        _reaper: Option<Reaper>,
+    },
 }
 
 impl Backend {
@@ -69,7 +76,12 @@ impl Backend {
         let (backend, serving) = if let Some(folder) = plan.folder {
             let disk = plan.disk.clone();
             let serving = fuse::serve_in(disk, FILE_NAME, folder, plan.watcher)?;
-            (Backend::File(folder.to_owned()), serving)
+            let reaper = Reaper::of_folder(folder, plan.id).ok();
+            let backend = Backend::File {
+                folder: folder.to_owned(),
+                _reaper: reaper,
+            };
+            (backend, serving)
         } else if let Some(device) = start_ublk(&plan) {
             let device = Arc::new(device);
             let served = device.clone();
@@ -82,7 +94,11 @@ impl Backend {
                     gone();
                 })
                 .map_err(|e| Error::io("start a thread", e))?;
-            return Ok(Backend::Ublk(device));
+            let reaper = Reaper::of_ublk(device.number(), plan.id).ok();
+            return Ok(Backend::Ublk {
+                device,
+                _reaper: reaper,
+            });
         } else {
             let sector_size = plan.disk.info().logical_sector_size;
             let read_only = !plan.disk.is_writable();
@@ -105,8 +121,8 @@ impl Backend {
     pub(crate) fn kind(&self) -> BackendKind {
         match self {
             Backend::Loop(_) => BackendKind::Loop,
-            Backend::Ublk(_) => BackendKind::Ublk,
-            Backend::File(_) => BackendKind::File,
+            Backend::Ublk { .. } => BackendKind::Ublk,
+            Backend::File { .. } => BackendKind::File,
         }
     }
 
@@ -114,15 +130,15 @@ impl Backend {
     pub(crate) fn device(&self) -> PathBuf {
         match self {
             Backend::Loop(holder) => holder.device().to_owned(),
-            Backend::Ublk(device) => device.device_path().to_owned(),
-            Backend::File(folder) => folder.join(FILE_NAME),
+            Backend::Ublk { device, .. } => device.device_path().to_owned(),
+            Backend::File { folder, .. } => folder.join(FILE_NAME),
         }
     }
 
     /// Fails if the disk would become larger, but not what shows it.
     pub(crate) fn check_can_grow(&self) -> Result<()> {
         match self {
-            Backend::Ublk(device) if !device.can_grow() => Err(Error::new(
+            Backend::Ublk { device, .. } if !device.can_grow() => Err(Error::new(
                 ErrorKind::NotSupported,
                 "its device cannot get another size while it is used: that takes Linux 6.16",
             )
@@ -135,7 +151,7 @@ impl Backend {
     /// The disk has become larger. A loop device is told by whoever asked for it.
     pub(crate) fn grow(&self, size: u64) -> Result<()> {
         match self {
-            Backend::Ublk(device) => device.grow(size),
+            Backend::Ublk { device, .. } => device.grow(size),
             _ => Ok(()),
         }
     }
@@ -145,7 +161,7 @@ impl Backend {
         match self {
             Backend::Loop(holder) => holder.refresh_partitions(),
             // The kernel sees what is written to it, and who writes partition tables tells it.
-            Backend::Ublk(_) | Backend::File(_) => {}
+            Backend::Ublk { .. } | Backend::File { .. } => {}
         }
     }
 
@@ -157,7 +173,7 @@ impl Backend {
                 holder.release();
                 Ok(())
             }
-            Backend::Ublk(device) => {
+            Backend::Ublk { device, .. } => {
                 let device = device.clone();
                 thread::Builder::new()
                     .name("release".into())
@@ -165,7 +181,7 @@ impl Backend {
                     .map_err(|e| Error::io("start a thread", e))?;
                 Ok(())
             }
-            Backend::File(folder) => unmount(folder, lazy),
+            Backend::File { folder, .. } => unmount(folder, lazy),
         }
     }
 }
@@ -253,28 +269,39 @@ pub(crate) fn unmount(folder: &Path, lazy: bool) -> Result<()> {
         UnmountFlags::empty()
     };
     let busy = || {
-        Error::new(ErrorKind::Busy, "it is in use")
+        let reason = match usage::visitors(folder) {
+            users if users.is_empty() => "it is in use".to_owned(),
+            users => format!("it is in use: {}", users.join(", ")),
+        };
+        Error::new(ErrorKind::Busy, reason)
             .with_path(folder)
             .while_doing("cannot unmount")
+            .with_hint("wait for them, or let it go with its last user: vhdkit detach --lazy")
     };
     match rustix::mount::unmount(folder, flags) {
         // EINVAL: it is not mounted.
         Ok(()) | Err(Errno::INVAL | Errno::NOENT) => Ok(()),
         Err(Errno::BUSY) => Err(busy()),
         Err(Errno::PERM) => {
-            let mut command = std::process::Command::new("fusermount3");
-            command.arg("-u").args(lazy.then_some("-z"));
-            let output = command.arg("--").arg(folder).output();
-            match output {
-                Ok(output) if output.status.success() => Ok(()),
-                Ok(output) => {
-                    let words = String::from_utf8_lossy(&output.stderr);
-                    if words.contains("busy") {
-                        return Err(busy());
-                    }
-                    Err(Error::new(ErrorKind::Io, words.trim_end()).with_path(folder))
-                }
-                Err(e) => Err(Error::io("start fusermount3", e).with_path(folder)),
+            let run = |program: &&str| {
+                let mut command = std::process::Command::new(program);
+                command.arg("-u").args(lazy.then_some("-z"));
+                command.arg("--").arg(folder).output().ok()
+            };
+            // Whoever started the server may have had an odd $PATH.
+            let Some(output) = ["fusermount3", "/usr/bin/fusermount3"].iter().find_map(run) else {
+                return Err(Error::new(
+                    ErrorKind::NotFound,
+                    "the program fusermount3 was not found, which unmounts for those who are not root",
+                )
+                .with_path(folder)
+                .with_hint("install it (Debian: package fuse3), or unmount the folder with sudo umount"));
+            };
+            let words = String::from_utf8_lossy(&output.stderr);
+            match output.status.success() {
+                true => Ok(()),
+                false if words.contains("busy") => Err(busy()),
+                false => Err(Error::new(ErrorKind::Io, words.trim_end()).with_path(folder)),
             }
         }
         Err(e) => Err(Error::io("unmount", e.into()).with_path(folder)),

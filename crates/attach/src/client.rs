@@ -131,16 +131,6 @@ impl AttachOptions {
             Some(folder) => Some(checked_folder(folder)?),
             None => None,
         };
-        // What processes say to each other is text.
-        let all = [Some(&path), folder.as_ref()].into_iter().flatten();
-        if let Some(unsayable) = all.chain(&self.parents).find(|p| p.to_str().is_none()) {
-            return Err(Error::new(
-                ErrorKind::InvalidParameter,
-                "its name is no valid Unicode, so it cannot be attached",
-            )
-            .with_path(unsayable)
-            .with_hint("give it or its folder another name, or use vhdkit serve"));
-        }
         let mut parents = Vec::new();
         for parent in &self.parents {
             parents.push(absolute(parent)?);
@@ -149,7 +139,9 @@ impl AttachOptions {
         for pair in &self.parent_map {
             parent_map.push(match pair.split_once('=') {
                 Some((windows, local)) if !local.is_empty() => {
-                    format!("{windows}={}", absolute(Path::new(local))?.display())
+                    let local = absolute(Path::new(local))?;
+                    let local = local.to_str().ok_or_else(|| unsayable(&local))?;
+                    format!("{windows}={local}")
                 }
                 // The server says what is wrong with it.
                 _ => pair.clone(),
@@ -193,8 +185,30 @@ impl AttachOptions {
     }
 }
 
+/// Pairs of folders are text.
+fn unsayable(folder: &Path) -> Error {
+    Error::new(ErrorKind::InvalidParameter, "its name is no valid Unicode")
+        .with_path(folder)
+        .with_hint("give it another name, or name the parents themselves")
+}
+
 /// An absolute path of a folder that a file system can be mounted on.
 fn checked_folder(folder: &Path) -> Result<PathBuf> {
+    if usage::is_dead(folder) {
+        // It may be ours, and nobody has looked since.
+        list()?;
+    }
+    if usage::is_dead(folder) {
+        return Err(Error::new(
+            ErrorKind::SharingViolation,
+            "the file system that is mounted there has lost its server",
+        )
+        .with_path(folder)
+        .with_hint(format!(
+            "unmount it first: fusermount3 -u {}",
+            folder.display()
+        )));
+    }
     let folder = usage::real_path(folder).map_err(|e| {
         Error::io("open", e)
             .with_path(folder)
@@ -320,6 +334,8 @@ fn describe(record: Record, alive: bool) -> Attachment {
         let partitions = partitions::known(&record.device);
         let mounts = usage::mounts(&devices(&record.device, &partitions));
         (partitions, mounts)
+    } else if record.backend == BackendKind::Ublk && !alive && !record.device.exists() {
+        (Vec::new(), usage::mounts_of_gone(&record.device))
     } else {
         (Vec::new(), Vec::new())
     };
@@ -408,13 +424,13 @@ fn clean_up(record: &Record, attachment: &Attachment) -> bool {
     match &record.folder {
         Some(folder) => {
             // It is there for nobody: every access fails.
-            let is_dead = matches!(rustix::fs::stat(folder), Err(rustix::io::Errno::NOTCONN));
-            !is_dead || backend::unmount(folder, true).is_ok()
+            !usage::is_dead(folder) || backend::unmount(folder, true).is_ok()
         }
         None if record.backend == BackendKind::Ublk => {
             // The kernel has stopped it; this is what is left.
-            ublk_owner(record).is_none()
-                || ublk::number_of(&record.device).is_some_and(|n| ublk::remove(n).is_ok())
+            let is_removed = ublk_owner(record).is_none()
+                || ublk::number_of(&record.device).is_some_and(|n| ublk::remove(n).is_ok());
+            is_removed && attachment.mounts.is_empty()
         }
         None if is_ours(record) => {
             if attachment.mounts.is_empty()
@@ -438,16 +454,13 @@ fn unrecorded(known: &[Attachment]) -> Vec<Record> {
     };
     for entry in entries.flatten() {
         let device = Path::new("/dev").join(entry.file_name());
-        let Some(name) = loop_file(&device) else {
-            continue;
-        };
-        let Some(id) = backend::id_in(&name) else {
+        let Some((id, backend)) = unrecorded_id(&device) else {
             continue;
         };
         if known.iter().any(|attachment| attachment.id == id) {
             continue;
         }
-        let Some((pid, path)) = find_server(id) else {
+        let Some((pid, path)) = find_server(&id) else {
             continue;
         };
         let value = |file: &str| -> u64 {
@@ -457,12 +470,12 @@ fn unrecorded(known: &[Attachment]) -> Vec<Record> {
                 .unwrap_or_default()
         };
         found.push(Record {
-            id: id.to_owned(),
+            id,
             path,
             file: (0, 0),
             device,
             folder: None,
-            backend: BackendKind::Loop,
+            backend,
             pid,
             read_only: value("ro") == 1,
             permanent: true,
@@ -473,6 +486,15 @@ fn unrecorded(known: &[Attachment]) -> Vec<Record> {
         });
     }
     found
+}
+
+/// The identifier of the attachment that a device is of, as the kernel has it.
+fn unrecorded_id(device: &Path) -> Option<(String, BackendKind)> {
+    if let Some(name) = loop_file(device) {
+        return Some((backend::id_in(&name)?.to_owned(), BackendKind::Loop));
+    }
+    let owner = ublk::owner(ublk::number_of(device)?)?;
+    Some((format!("{:08x}", owner.tag), BackendKind::Ublk))
 }
 
 /// The process that serves an attachment, by its arguments, and the disk.

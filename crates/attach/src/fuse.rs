@@ -124,6 +124,16 @@ pub(crate) fn serve_in(
     watcher: Watcher,
 ) -> Result<Serving> {
     let read_only = !disk.is_writable();
+    // Told apart from all that can be wrong with a folder.
+    rustix::fs::open("/dev/fuse", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty()).map_err(|e| {
+        let hint = match e {
+            rustix::io::Errno::NOENT | rustix::io::Errno::NODEV => {
+                "this takes FUSE: modprobe fuse, or vhdkit serve, which needs no kernel support"
+            }
+            _ => "it has to be open to you (on most systems everybody may: chmod 666 /dev/fuse as root); vhdkit serve does without",
+        };
+        Error::io("open /dev/fuse", e.into()).with_better_hint(hint)
+    })?;
     let files = OneFile::new(disk, name, watcher);
     let session = Session::new(files, folder, &config(read_only)).map_err(|e| {
         let text = e.to_string();
@@ -136,7 +146,7 @@ pub(crate) fn serve_in(
             format!("mounting failed: {}", text.trim_end()),
         )
         .with_path(folder)
-        .with_hint("without root this takes fusermount3 (Debian: package fuse3), a /dev/fuse that you may open, and a folder of yours; vhdkit serve needs none of them")
+        .with_hint("without root this takes fusermount3 (Debian: package fuse3) and a folder of yours; vhdkit serve needs neither")
     })?;
     start(session)
 }
@@ -174,7 +184,7 @@ fn mount_failed(action: &str, e: io::Error) -> Error {
         io::ErrorKind::PermissionDenied => crate::NOT_ROOT,
         _ => "devices without ublk take FUSE and Linux 5.8 or later; vhdkit serve needs neither",
     };
-    Error::io(action, e).with_hint(hint)
+    Error::io(action, e).with_better_hint(hint)
 }
 
 impl OneFile {

@@ -5,7 +5,11 @@
 //! closes the device on its behalf and writes what is dirty, to the very process that is going. The holder has nothing
 //! to do with serving, so whatever it waits for, the server can answer or is dead; and with its end the device, which
 //! clears itself when nobody has it open, is gone.
+//!
+//! Other ways to show a disk need no holder, but the kernel leaves something of them when their server dies: the rest of a
+//! device of ublk, or a folder in which every access fails. A [`Reaper`] takes that away.
 
+use std::ffi::{OsStr, OsString};
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -14,16 +18,16 @@ use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 use vhdkit::{Error, ErrorKind, Result};
 
-use crate::partitions;
 use crate::protocol::Line;
 use crate::sys::{self, LoopSettings};
+use crate::{backend, partitions, ublk, usage};
 
 /// The word by which a program knows that it is to be a holder.
 pub(crate) const WORD: &str = "attach-holder";
@@ -131,15 +135,95 @@ fn loop_failed(action: &str, e: io::Error) -> Error {
         Some(Errno::INVAL | Errno::NOTTY) => "this takes Linux 5.8 or later",
         _ => "vhdkit attach --file and vhdkit serve need no device",
     };
-    Error::io(action, e).with_hint(hint)
+    Error::io(action, e).with_better_hint(hint)
+}
+
+/// A process that waits for the end of its server and takes away what the kernel leaves of what showed the disk.
+///
+/// When this is dropped it ends by itself, which nobody needs to wait for.
+pub(crate) struct Reaper {
+    /// Its end is what the reaper waits for.
+    _line: UnixStream,
+}
+
+/// In place of the size of sectors, these tell a process that it is to be a reaper: of a device of ublk by its number, or
+/// of a folder. The identifier of the attachment follows.
+const REAP_UBLK: &str = "ublk";
+const REAP_FOLDER: &str = "folder";
+/// How long the kernel may take to stop what a dead server has served.
+const DYING: Duration = Duration::from_secs(10);
+
+impl Reaper {
+    /// For the device of ublk of this number.
+    pub(crate) fn of_ublk(number: u32, id: &str) -> io::Result<Self> {
+        Self::start(REAP_UBLK, number.to_string().as_ref(), id)
+    }
+
+    /// For a file system that is mounted in this folder.
+    pub(crate) fn of_folder(folder: &Path, id: &str) -> io::Result<Self> {
+        Self::start(REAP_FOLDER, folder.as_os_str(), id)
+    }
+
+    fn start(kind: &str, what: &OsStr, id: &str) -> io::Result<Self> {
+        let (ours, theirs) = UnixStream::pair()?;
+        Command::new("/proc/self/exe")
+            .arg0("vhdkit")
+            .args([OsStr::new(WORD), OsStr::new(kind), what, OsStr::new(id)])
+            .stdin(OwnedFd::from(theirs))
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()?;
+        Ok(Self { _line: ours })
+    }
+}
+
+/// `is_over` is asked until it says so.
+fn reap(is_over: impl Fn() -> bool) -> ExitCode {
+    // Nothing is ever said.
+    let _ = io::copy(&mut io::stdin(), &mut io::sink());
+    let until = Instant::now() + DYING;
+    while !is_over() {
+        if Instant::now() > until {
+            return ExitCode::FAILURE;
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    ExitCode::SUCCESS
+}
+
+fn reap_ublk(number: &OsStr, id: &OsStr) -> ExitCode {
+    let number = number.to_str().and_then(|text| text.parse().ok());
+    let tag = id.to_str().and_then(backend::tag);
+    let (Some(number), Some(tag)) = (number, tag) else {
+        return ExitCode::FAILURE;
+    };
+    reap(|| match ublk::owner(number) {
+        Some(owner) if owner.tag == tag => owner.pid.is_none() && ublk::remove(number).is_ok(),
+        _ => true,
+    })
+}
+
+fn reap_folder(folder: &OsStr) -> ExitCode {
+    let folder = Path::new(folder);
+    // A server that was told to go has unmounted it. What is still mounted, and works, is about to lose its server.
+    reap(|| {
+        !usage::is_mount_point(folder)
+            || (usage::is_dead(folder) && backend::unmount(folder, true).is_ok())
+    })
 }
 
 /// The process itself: standard input is the line to the server, standard output the file.
-pub(crate) fn run(arguments: &[std::ffi::OsString]) -> ExitCode {
+pub(crate) fn run(arguments: &[OsString]) -> ExitCode {
     let _ = rustix::thread::set_name(c"vhdkit-holder");
     let [sector_size, access, name] = arguments else {
         return ExitCode::FAILURE;
     };
+    if sector_size == REAP_UBLK {
+        return reap_ublk(access, name);
+    }
+    if sector_size == REAP_FOLDER {
+        return reap_folder(access);
+    }
     let Some(sector_size) = sector_size.to_str().and_then(|s| s.parse().ok()) else {
         return ExitCode::FAILURE;
     };

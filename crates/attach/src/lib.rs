@@ -20,6 +20,7 @@ mod holder;
 mod locate;
 mod mounting;
 mod partitions;
+mod paths;
 mod protocol;
 mod record;
 mod server;

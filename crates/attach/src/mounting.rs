@@ -32,6 +32,12 @@ pub fn mount(
             .while_doing("cannot mount on")
             .with_hint("name a folder that exists")
     })?;
+    if !folder.is_dir() {
+        return Err(Error::new(ErrorKind::PathNotFound, "it is not a folder")
+            .with_path(folder)
+            .while_doing("cannot mount on")
+            .with_hint("name an empty folder"));
+    }
     let attached = options.clone().lifetime(Lifetime::Permanent).attach(path)?;
     let mounted = mount_one(attached.attachment(), &folder, partition)
         .at_path(path)

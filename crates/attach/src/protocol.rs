@@ -12,6 +12,7 @@ use vhdkit::disk::{OpenOptions, ParentMap, Parents};
 use vhdkit::image::Format;
 use vhdkit::{Error, ErrorKind, Result};
 
+use crate::paths;
 use crate::record::Record;
 
 /// A line is never longer.
@@ -21,15 +22,18 @@ const LONGEST: u64 = 1 << 20;
 #[derive(Serialize, Deserialize, Debug)]
 pub(crate) struct Request {
     /// The disk, absolute.
+    #[serde(with = "paths::one")]
     pub(crate) path: PathBuf,
     pub(crate) id: String,
     pub(crate) read_only: bool,
     /// Serves on when the caller has gone.
     pub(crate) permanent: bool,
     /// Show it as a file in this folder instead of as a device.
+    #[serde(with = "paths::option")]
     pub(crate) folder: Option<PathBuf>,
     /// The name of a format.
     pub(crate) format: Option<String>,
+    #[serde(with = "paths::many")]
     pub(crate) parents: Vec<PathBuf>,
     /// Pairs of folders, there and here.
     pub(crate) parent_map: Vec<String>,
@@ -112,6 +116,7 @@ impl Answer {
 pub(crate) struct Failure {
     code: u32,
     action: Option<String>,
+    #[serde(with = "paths::option")]
     path: Option<PathBuf>,
     reason: String,
     hint: Option<String>,

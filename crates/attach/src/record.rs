@@ -13,6 +13,7 @@ use vhdkit::runtime::RuntimeFolder;
 use vhdkit::{Error, ErrorKind, Result};
 
 use crate::backend::BackendKind;
+use crate::paths;
 
 const EXTENSION: &str = ".attachment";
 const SOCKET: &str = ".socket";
@@ -26,12 +27,15 @@ const ATTEMPTS: usize = 64;
 pub(crate) struct Record {
     pub(crate) id: String,
     /// The disk, absolute.
+    #[serde(with = "paths::one")]
     pub(crate) path: PathBuf,
     /// Device and inode of the disk's file: its name may come to mean another.
     pub(crate) file: (u64, u64),
     /// The block device; with `folder` the file in it.
+    #[serde(with = "paths::one")]
     pub(crate) device: PathBuf,
     /// Where the file was mounted, instead of a device.
+    #[serde(with = "paths::option")]
     pub(crate) folder: Option<PathBuf>,
     pub(crate) backend: BackendKind,
     pub(crate) pid: u32,
@@ -75,8 +79,7 @@ pub(crate) struct Entry {
 
 impl Entry {
     /// Makes an entry that is alive.
-    pub(crate) fn make(record: &Record) -> Result<Self> {
-        let folder = folder()?;
+    pub(crate) fn make(folder: RuntimeFolder, record: &Record) -> Result<Self> {
         let name = format!("{}{EXTENSION}", record.id);
         for _ in 0..ATTEMPTS {
             let file = folder.create_entry(&name)?;

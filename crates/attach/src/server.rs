@@ -163,8 +163,13 @@ impl Server {
             leaving: false,
             last_error: None,
         };
+        // Two that only read can both have come so far.
+        let folder = record::folder()?;
+        let turn = folder.take_turn()?;
+        refuse_second(file)?;
         // Before there is a device: whoever finds the device finds the record.
-        let mut entry = Entry::make(&record)?;
+        let mut entry = Entry::make(folder, &record)?;
+        drop(turn);
         listen_to_commands(&entry.socket(), events)?;
         let notices = events.clone();
         let gone = events.clone();
@@ -312,9 +317,19 @@ fn open(request: &Request) -> Result<VirtualDisk> {
     let is_iso = FileStorage::open(&request.path, Access::ReadOnly)
         .and_then(|storage| detect_format(&storage))
         .is_ok_and(|format| format == Format::Iso);
-    options
-        .writable(!request.read_only && !is_iso)
-        .open(&request.path)
+    let writable = !request.read_only && !is_iso;
+    options.writable(writable).open(&request.path).map_err(|e| {
+        let refused = matches!(
+            e.kind(),
+            ErrorKind::AccessDenied | ErrorKind::WriteProtected
+        );
+        let is_about_it = e.path() == Some(request.path.as_path());
+        if writable && refused && is_about_it && std::fs::File::open(&request.path).is_ok() {
+            e.with_better_hint("to attach it without changing it, use --read-only")
+        } else {
+            e
+        }
+    })
 }
 
 /// Device and inode.

@@ -100,6 +100,32 @@ pub(crate) fn mounts(devices: &[PathBuf]) -> Vec<Mount> {
     found
 }
 
+/// The mounts of a device that the kernel has taken away under them, and of its partitions.
+pub(crate) fn mounts_of_gone(device: &Path) -> Vec<Mount> {
+    let is_part = |source: &Path| {
+        let rest = source
+            .as_os_str()
+            .as_bytes()
+            .strip_prefix(device.as_os_str().as_bytes());
+        match rest {
+            Some([b'p', digits @ ..]) => {
+                !digits.is_empty() && digits.iter().all(u8::is_ascii_digit)
+            }
+            Some(rest) => rest.is_empty(),
+            None => false,
+        }
+    };
+    let lines = mount_table()
+        .into_iter()
+        .filter(|line| is_part(&line.source));
+    lines
+        .map(|line| Mount {
+            device: line.source,
+            folder: line.folder,
+        })
+        .collect()
+}
+
 /// True if nothing else is mounted over a mount.
 pub(crate) fn is_on_top(mount: &Mount) -> bool {
     let own = numbers(&mount.device);
@@ -112,6 +138,11 @@ pub(crate) fn is_on_top(mount: &Mount) -> bool {
 /// True if a folder is where something is mounted.
 pub(crate) fn is_mount_point(folder: &Path) -> bool {
     mount_table().iter().any(|line| line.folder == folder)
+}
+
+/// True if the server of the file system that is mounted in a folder has died.
+pub(crate) fn is_dead(folder: &Path) -> bool {
+    matches!(rustix::fs::stat(folder), Err(rustix::io::Errno::NOTCONN))
 }
 
 /// What else uses these devices, in words: swap, devices on top of them, processes that have them open. `except` are
@@ -136,6 +167,22 @@ pub(crate) fn other_users(devices: &[PathBuf], except: &[u32]) -> Vec<String> {
     users
 }
 
+/// Processes that are in a folder or below, or have something open there, in words.
+pub(crate) fn visitors(folder: &Path) -> Vec<String> {
+    let is_there = |target: PathBuf| target.starts_with(folder);
+    let found = processes(|process| {
+        let links = ["cwd", "root"].map(|name| process.join(name));
+        links
+            .into_iter()
+            .chain(descriptors(process))
+            .any(|link| std::fs::read_link(link).is_ok_and(is_there))
+    });
+    found
+        .into_iter()
+        .map(|(pid, name)| format!("process {pid} ({name})"))
+        .collect()
+}
+
 /// Devices on top: device-mapper, RAID.
 fn holders(device: &Path) -> Vec<String> {
     let Some(name) = device.file_name() else {
@@ -153,25 +200,28 @@ fn holders(device: &Path) -> Vec<String> {
 
 /// Processes that have one of these files open, and what they are called.
 fn openers(files: &[PathBuf]) -> Vec<(u32, String)> {
-    let mut found = Vec::new();
-    let Ok(processes) = std::fs::read_dir("/proc") else {
-        return found;
-    };
-    for process in processes.flatten() {
-        let Some(pid) = number(&process.file_name()) else {
-            continue;
-        };
-        let Ok(descriptors) = std::fs::read_dir(process.path().join("fd")) else {
-            continue;
-        };
-        let has_it = descriptors.flatten().any(|descriptor| {
-            std::fs::read_link(descriptor.path()).is_ok_and(|target| files.contains(&target))
-        });
-        if has_it {
-            found.push((pid, process_name(pid)));
-        }
-    }
-    found
+    let is_one = |target: PathBuf| files.contains(&target);
+    processes(|process| descriptors(process).any(|link| std::fs::read_link(link).is_ok_and(is_one)))
+}
+
+/// Processes, by their folders in /proc, of which something is true, and what they are called.
+fn processes(is_meant: impl Fn(&Path) -> bool) -> Vec<(u32, String)> {
+    let entries = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    entries
+        .filter_map(|entry| Some((number(&entry.file_name())?, entry.path())))
+        .filter(|(_, path)| is_meant(path))
+        .map(|(pid, _)| (pid, process_name(pid)))
+        .collect()
+}
+
+/// Links to what a process has open.
+fn descriptors(process: &Path) -> impl Iterator<Item = PathBuf> + use<> {
+    let entries = std::fs::read_dir(process.join("fd"));
+    entries
+        .into_iter()
+        .flatten()
+        .flatten()
+        .map(|entry| entry.path())
 }
 
 fn process_name(pid: u32) -> String {
@@ -220,6 +270,9 @@ mod tests {
         let files = [path];
         assert!(openers(&files).iter().any(|(pid, _)| *pid == own));
         assert!(other_users(&files, &[own]).is_empty());
+        let real = folder.path().canonicalize().unwrap();
+        let said = visitors(&real).join(" ");
+        assert!(said.contains(&format!("process {own} (")), "{said}");
         drop(file);
         assert!(openers(&files).is_empty());
     }

@@ -23,6 +23,9 @@ pub(crate) enum Right {
     AttachReadOnly,
     AttachWritable,
     Detach,
+    /// Bytes of an attached disk. Handles share disks, also with those that may do more.
+    ReadBytes,
+    WriteBytes,
     /// Changes of the file: compact, merge, expand, set information.
     Change,
     /// Resize, mirror, changes of metadata: version 2 only.
@@ -35,12 +38,14 @@ impl Access {
     /// ERROR_ACCESS_DENIED unless the handle was opened for it.
     pub(crate) fn require(self, right: Right) -> Answer {
         let allowed = match self {
-            Access::V1 { mask, .. } => match right {
+            Access::V1 { mask, rw_depth } => match right {
                 Right::GetInfo => mask & VIRTUAL_DISK_ACCESS_GET_INFO != 0,
                 Right::AttachReadOnly => mask & VIRTUAL_DISK_ACCESS_ATTACH_RO != 0,
-                Right::AttachWritable => mask & VIRTUAL_DISK_ACCESS_ATTACH_RW != 0,
+                Right::AttachWritable => mask & VIRTUAL_DISK_ACCESS_ATTACH_RW != 0 && rw_depth > 0,
                 Right::Detach => mask & VIRTUAL_DISK_ACCESS_DETACH != 0,
-                Right::Change => mask & VIRTUAL_DISK_ACCESS_METAOPS != 0,
+                Right::Change => mask & VIRTUAL_DISK_ACCESS_METAOPS != 0 && rw_depth > 0,
+                Right::ReadBytes => !self.only_asks(),
+                Right::WriteBytes => self.write_depth() > 0,
                 Right::ChangeV2 | Right::LookV2 => false,
             },
             Access::V2 {
@@ -48,8 +53,8 @@ impl Access {
                 read_only,
             } => match right {
                 Right::GetInfo | Right::LookV2 => true,
-                Right::AttachReadOnly | Right::Detach => !get_info_only,
-                Right::AttachWritable | Right::Change | Right::ChangeV2 => {
+                Right::AttachReadOnly | Right::Detach | Right::ReadBytes => !get_info_only,
+                Right::WriteBytes | Right::AttachWritable | Right::Change | Right::ChangeV2 => {
                     !get_info_only && !read_only
                 }
             },

@@ -8,7 +8,7 @@ use std::ops::Range;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, RwLockWriteGuard, Weak};
+use std::sync::{Arc, LazyLock, OnceLock, Weak};
 
 use uuid::Uuid;
 use vhdkit::disk::Parents;
@@ -26,6 +26,7 @@ use crate::constants::*;
 use crate::device::Device;
 use crate::guard::{Answer, Code, require_or};
 use crate::overlapped::Operations;
+use crate::sync::{Mutex, Order, RwLock};
 
 /// How a disk is to be opened.
 #[derive(Clone, Copy)]
@@ -159,24 +160,24 @@ pub(crate) struct Attachment {
 /// Device and inode of the leaf when it was opened.
 type FileId = Option<(u64, u64)>;
 
+type OpenDisks = Vec<(FileId, Weak<Disk>)>;
+
 /// All open disks, by their files: looking for one must not keep another one open that is just being closed.
 /// A mirrored disk moves to another file.
-static OPEN: Mutex<Vec<(FileId, Weak<Disk>)>> = Mutex::new(Vec::new());
+static OPEN: LazyLock<Mutex<OpenDisks>> = LazyLock::new(|| Mutex::new(Order::Open, Vec::new()));
+
+/// Disks that stay attached without a handle.
+static PERMANENT: LazyLock<Mutex<Vec<Arc<Disk>>>> =
+    LazyLock::new(|| Mutex::new(Order::Permanent, Vec::new()));
 
 fn file_id(path: &Path) -> FileId {
     std::fs::metadata(path).ok().map(|m| (m.dev(), m.ino()))
-}
-/// Disks that stay attached without a handle.
-static PERMANENT: Mutex<Vec<Arc<Disk>>> = Mutex::new(Vec::new());
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Disk {
     /// Opens a disk, or joins one that is open.
     pub(crate) fn open(path: &Path, opening: Opening) -> Answer<Arc<Self>> {
-        let mut open = lock(&OPEN);
+        let mut open = OPEN.lock();
         open.retain(|(_, disk)| disk.strong_count() > 0);
         let file = file_id(path);
         let there: Vec<_> = open
@@ -211,8 +212,8 @@ impl Disk {
             Err(code) => return Err(code),
         };
         let disk = Arc::new(Self {
-            opened: RwLock::new(Opened::new(found, opening)),
-            attachment: Mutex::new(attachment),
+            opened: RwLock::new(Order::Opened, Opened::new(found, opening)),
+            attachment: Mutex::new(Order::Attachment, attachment),
             users: AtomicUsize::new(0),
             busy: AtomicBool::new(false),
         });
@@ -242,7 +243,7 @@ impl Disk {
     }
 
     fn reopen(&self, path: &Path, opening: Opening) -> Answer {
-        let mut opened = self.write_opened();
+        let mut opened = self.opened.write();
         // Two readers of one file are allowed, a reader beside a writer is not: the reader goes first. Should the
         // disk not open for writing, it is opened as it was.
         let before = opened.opening;
@@ -261,15 +262,8 @@ impl Disk {
         Ok(())
     }
 
-    fn write_opened(&self) -> RwLockWriteGuard<'_, Opened> {
-        self.opened.write().unwrap_or_else(PoisonError::into_inner)
-    }
-
     fn opened(&self) -> Opened {
-        self.opened
-            .read()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
+        self.opened.read().clone()
     }
 
     /// The library's disk.
@@ -280,7 +274,7 @@ impl Disk {
     /// Ends a mirror: the disk goes on with the copy, and is known by its file from then on. The number of the old file
     /// may be that of another one soon.
     pub(crate) fn break_mirror(&self) -> Answer {
-        let mut open = lock(&OPEN);
+        let mut open = OPEN.lock();
         let disk = self.disk();
         break_mirror(&disk)?;
         let moved = file_id(&disk.path());
@@ -308,7 +302,7 @@ impl Disk {
 
     /// How it is attached.
     pub(crate) fn attachment(&self) -> Option<Attachment> {
-        let mut here = lock(&self.attachment);
+        let mut here = self.attachment.lock();
         let is_gone = |device: &Arc<Device>| !device.is_alive();
         if here
             .as_ref()
@@ -317,7 +311,7 @@ impl Disk {
             // By another hand. If others have the file by now, the look stays.
             *here = None;
             drop(here);
-            let _ = self.write_opened().take_back();
+            let _ = self.opened.write().take_back();
             return None;
         }
         here.clone()
@@ -327,11 +321,11 @@ impl Disk {
     /// [`Device::attach`] fails with.
     pub(crate) fn attach_device(&self, attachment: Attachment) -> Answer {
         require_or(self.attachment().is_none(), ERROR_SHARING_VIOLATION)?;
-        let mut opened = self.write_opened();
+        let mut opened = self.opened.write();
         opened.let_go()?;
         match Device::attach(&opened, attachment.read_only, attachment.permanent) {
             Ok(device) => {
-                *lock(&self.attachment) = Some(Attachment {
+                *self.attachment.lock() = Some(Attachment {
                     device: Some(Arc::new(device)),
                     ..attachment
                 });
@@ -346,10 +340,10 @@ impl Disk {
 
     /// Attaches it. ERROR_SHARING_VIOLATION if it is attached.
     pub(crate) fn attach(self: &Arc<Self>, attachment: Attachment) -> Answer {
-        let mut here = lock(&self.attachment);
+        let mut here = self.attachment.lock();
         require_or(here.is_none(), ERROR_SHARING_VIOLATION)?;
         if attachment.permanent {
-            lock(&PERMANENT).push(self.clone());
+            PERMANENT.lock().push(self.clone());
         }
         *here = Some(attachment);
         Ok(())
@@ -360,16 +354,16 @@ impl Disk {
         let attachment = self.attachment().ok_or(Code(ERROR_VHD_INVALID_STATE))?;
         if let Some(device) = attachment.device {
             device.detach()?;
-            *lock(&self.attachment) = None;
-            return self.write_opened().take_back();
+            *self.attachment.lock() = None;
+            return self.opened.write().take_back();
         }
-        let mut here = lock(&self.attachment);
+        let mut here = self.attachment.lock();
         let disk = self.disk();
         if disk.is_writable() {
             disk.flush()?;
         }
         *here = None;
-        lock(&PERMANENT).retain(|disk| !Arc::ptr_eq(disk, self));
+        PERMANENT.lock().retain(|disk| !Arc::ptr_eq(disk, self));
         Ok(())
     }
 

@@ -1,5 +1,6 @@
 //! Reading and writing an attached disk through its handle (contract, 2.3: NO_LOCAL_HOST).
 
+use crate::access::Right;
 use crate::codes::*;
 use crate::constants::*;
 use crate::disk::Disk;
@@ -19,6 +20,7 @@ pub(crate) enum Transfer {
 /// Moves `length` bytes at the offset that the OVERLAPPED has. The number of bytes moved.
 ///
 /// ERROR_INVALID_PARAMETER without an OVERLAPPED, for NULL, and for what is not a whole number of sectors;
+/// ERROR_ACCESS_DENIED for handles that only ask, and for writing through those that only read;
 /// ERROR_NOT_READY unless attached; ERROR_HANDLE_EOF past the end; ERROR_WRITE_PROTECT if attached read-only.
 ///
 /// # Safety
@@ -38,6 +40,10 @@ pub(crate) unsafe fn transfer(
     let place = unsafe { (&raw const (*overlapped).Anonymous.Anonymous).read() };
     let offset = u64::from(place.OffsetHigh) << 32 | u64::from(place.Offset);
     let handle = handles::disk(handle)?;
+    handle.access.require(match transfer {
+        Transfer::Read(_) => Right::ReadBytes,
+        Transfer::Write(_) => Right::WriteBytes,
+    })?;
     let disk = handle.disk()?;
     let bytes = length as usize;
     handle.operations.inline(overlapped, || {

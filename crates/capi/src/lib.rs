@@ -7,6 +7,7 @@
 //! | `types`, `constants`, `codes` | layouts and numbers of the SDK |
 //! | `guard` | the boundary: results become codes, panics stay inside |
 //! | `strings` | UTF-16 and paths |
+//! | `sync` | locks, in one order |
 //! | `handles`, `event` | handles are numbers that may name an object, never pointers |
 //! | `disk`, `device` | what a virtual disk handle stands for, and what it may be used for; disks that are devices |
 //! | `overlapped`, `progress` | operations by the address of their OVERLAPPED |
@@ -51,6 +52,7 @@ mod scsi;
 mod settings;
 mod storage_type;
 mod strings;
+mod sync;
 pub mod types;
 mod win32;
 

@@ -5,8 +5,8 @@
 //! whoever saw the end in any of the three ways. Closing the handle cancels its operations and waits for their ends.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::ThreadId;
 use std::time::Duration;
 
@@ -15,9 +15,10 @@ use vhdkit::operation::{Observer, Status};
 
 use crate::codes::*;
 use crate::disk::DiskHandle;
-use crate::event::{Event, wait_until};
-use crate::guard::{Answer, Code, INVALID, caught, code_of, guard, require};
+use crate::event::Event;
+use crate::guard::{Answer, Code, INVALID, caught, code_of, guard, require, require_or};
 use crate::handles;
+use crate::sync::{Condvar, Mutex, MutexGuard, Order, spawn};
 use crate::types::{HANDLE, OVERLAPPED, VIRTUAL_DISK_PROGRESS};
 
 /// `STATUS_PENDING`.
@@ -28,8 +29,13 @@ const STATUS_CANCELLED: u32 = 0xC000_0120;
 const FACILITY_WIN32: u32 = 0xC007_0000;
 
 /// The operations of one handle.
-#[derive(Default)]
 pub(crate) struct Operations(Mutex<Inner>);
+
+impl Default for Operations {
+    fn default() -> Self {
+        Self(Mutex::new(Order::Operations, Inner::default()))
+    }
+}
 
 #[derive(Default)]
 struct Inner {
@@ -49,6 +55,8 @@ pub(crate) struct Record {
 struct State {
     /// ERROR_IO_PENDING, then the result.
     status: u32,
+    /// Somebody has cancelled it, perhaps before there was an observer to tell.
+    is_cancelled: bool,
     observer: Option<Observer>,
 }
 
@@ -138,7 +146,7 @@ fn code_of_status(internal: usize) -> u32 {
 
 impl Operations {
     fn lock(&self) -> MutexGuard<'_, Inner> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
     }
 
     fn find(&self, overlapped: *const OVERLAPPED) -> Option<Arc<Record>> {
@@ -151,7 +159,10 @@ impl Operations {
     /// is none, or if this handle was closed meanwhile.
     pub(crate) fn begin(&self, overlapped: *mut OVERLAPPED) -> Answer<Arc<Record>> {
         let memory = Memory::new(overlapped)?;
-        let event = memory.event()?;
+        self.begin_with(memory, memory.event()?)
+    }
+
+    fn begin_with(&self, memory: Memory, event: Option<Arc<Event>>) -> Answer<Arc<Record>> {
         let mut inner = self.lock();
         inner.forget(memory)?;
         if let Some(event) = &event {
@@ -162,20 +173,31 @@ impl Operations {
             overlapped: memory,
             thread: std::thread::current().id(),
             event,
-            state: Mutex::new(State {
-                status: ERROR_IO_PENDING,
-                observer: None,
-            }),
+            state: Mutex::new(
+                Order::Record,
+                State {
+                    status: ERROR_IO_PENDING,
+                    is_cancelled: false,
+                    observer: None,
+                },
+            ),
             over: Condvar::new(),
         });
         inner.records.insert(memory.address(), record.clone());
         Ok(record)
     }
 
-    /// Takes back what `begin` did, for an operation that did not start (P-30).
+    /// Takes back what `begin` did, for an operation that did not start (P-30): its event is not used. Whoever has found
+    /// the record meanwhile, and waits for it, waits no longer.
     pub(crate) fn withdraw(&self, record: &Record, code: Code) {
         self.lock().records.remove(&record.overlapped.address());
-        record.overlapped.store(status_of(code.0), 0);
+        record.end(code.0, None);
+    }
+
+    /// True if an operation with this OVERLAPPED is under way.
+    fn is_pending(&self, overlapped: *const OVERLAPPED) -> bool {
+        self.find(overlapped)
+            .is_some_and(|record| record.lock().status == ERROR_IO_PENDING)
     }
 
     /// Does a piece of work at once that has an OVERLAPPED but no progress (reading and writing).
@@ -297,7 +319,7 @@ pub(crate) enum Which {
 
 impl Record {
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 
     fn progress(&self) -> VIRTUAL_DISK_PROGRESS {
@@ -323,7 +345,8 @@ impl Record {
 
     /// False if it is over.
     fn cancel(&self) -> bool {
-        let state = self.lock();
+        let mut state = self.lock();
+        state.is_cancelled = true;
         if let Some(observer) = &state.observer {
             observer.cancel();
         }
@@ -332,20 +355,30 @@ impl Record {
 
     /// Waits for the end; the status then, or ERROR_IO_PENDING if the time was over first.
     fn wait(&self, timeout: Option<Duration>) -> u32 {
-        let state = self.lock();
-        wait_until(&self.over, state, timeout, |state| {
-            state.status != ERROR_IO_PENDING
-        })
-        .status
+        let is_over = |state: &State| state.status != ERROR_IO_PENDING;
+        self.over.wait_until(self.lock(), timeout, is_over).status
+    }
+
+    /// From now on there is somebody to tell of a cancel.
+    fn watch(&self, observer: Observer) {
+        let mut state = self.lock();
+        if state.is_cancelled {
+            observer.cancel();
+        }
+        state.observer = Some(observer);
     }
 
     /// The end (P-20, P-22).
     pub(crate) fn finish(&self, code: u32) {
+        self.end(code, self.event.as_deref());
+    }
+
+    fn end(&self, code: u32, event: Option<&Event>) {
         let mut state = self.lock();
         state.status = code;
         state.observer = None;
         self.overlapped.store(status_of(code), 0);
-        if let Some(event) = &self.event {
+        if let Some(event) = event {
             event.set();
         }
         drop(state);
@@ -363,6 +396,8 @@ pub(crate) fn guard_start(
     guard(|| {
         if !overlapped.is_null() {
             Memory::new(overlapped)?;
+            let started = handles::disk(handle);
+            require(!started.is_ok_and(|handle| handle.operations.is_pending(overlapped)))?;
         }
         let answer = caught(body);
         if let Err(Code(code)) = answer
@@ -389,24 +424,27 @@ pub(crate) fn run<T: Send + 'static>(
         return then(start().wait());
     }
     let record = handle.operations.begin(overlapped)?;
-    let operation = match caught(|| Ok(start())) {
-        Ok(operation) => operation,
+    let started = caught(|| Ok(start()));
+    let started = started.and_then(|operation| follow(&record, operation, then));
+    match started {
+        Ok(()) => Err(Code(ERROR_IO_PENDING)),
         Err(code) => {
             handle.operations.withdraw(&record, code);
-            return Err(code);
+            Err(code)
         }
-    };
-    record.lock().observer = Some(operation.observer());
-    let finisher = record.clone();
-    let spawned = std::thread::Builder::new()
-        .name("virtdisk".into())
-        .spawn(move || finisher.finish(code_of(caught(|| then(operation.wait())))));
-    if spawned.is_err() {
-        let code = Code(ERROR_NOT_ENOUGH_MEMORY);
-        handle.operations.withdraw(&record, code);
-        return Err(code);
     }
-    Err(Code(ERROR_IO_PENDING))
+}
+
+/// Gives a record its operation, and its end when that is over.
+fn follow<T: Send + 'static>(
+    record: &Arc<Record>,
+    operation: Operation<T>,
+    then: impl FnOnce(vhdkit::Result<T>) -> Answer + Send + 'static,
+) -> Answer {
+    record.watch(operation.observer());
+    let finisher = record.clone();
+    let is_followed = spawn(move || finisher.finish(code_of(caught(|| then(operation.wait())))));
+    require_or(is_followed, ERROR_NOT_ENOUGH_MEMORY)
 }
 
 /// Does a short piece of work at once; with an OVERLAPPED it is then an operation that is over (P-31).
@@ -426,3 +464,6 @@ pub(crate) fn run_now(
     }
     result
 }
+
+#[cfg(all(test, loom))]
+mod loom_tests;

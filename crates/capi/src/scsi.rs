@@ -4,6 +4,7 @@
 
 use vhdkit::scsi::{Command, Data, Direction, Sense, Status};
 
+use crate::access::Right;
 use crate::codes::{ERROR_NOT_SUPPORTED, ERROR_VHD_INVALID_STATE};
 use crate::constants::*;
 use crate::disk::Disk;
@@ -49,7 +50,10 @@ pub unsafe extern "C" fn RawSCSIVirtualDisk(
         let attachment = disk.attachment();
         let has_device = attachment.as_ref().is_some_and(|a| a.device.is_some());
         require_or(!has_device, ERROR_VHD_INVALID_STATE)?;
-        let writable = disk.disk().is_writable() && attachment.is_none_or(|a| !a.read_only);
+        // The disk may be shared with a handle that may do more.
+        let writable = handle.access.require(Right::WriteBytes).is_ok()
+            && disk.disk().is_writable()
+            && attachment.is_none_or(|a| !a.read_only);
         // SAFETY: checked above as far as it can be; the rest is this function's contract.
         let outcome = unsafe { execute(disk, &request, writable) };
         // SAFETY: not NULL, and the caller's to be written.

@@ -3,6 +3,8 @@
 //! `40G`, `40GiB` and `42949672960` are the same size. `40GB` is refused, because half of the world means 10^9 by it
 //! and virtual disks are made in powers of two.
 
+use crate::failure::Failure;
+
 /// The letters after bytes, each 1024 times the one before.
 const UNITS: [char; 6] = ['K', 'M', 'G', 'T', 'P', 'E'];
 
@@ -79,6 +81,23 @@ pub(crate) fn short(bytes: u64) -> String {
         r => format!("{whole}.{r:02}"),
     };
     format!("{number} {}iB", UNITS[power - 1])
+}
+
+/// A disk has whole sectors of `unit` bytes: fails with what to write instead if `bytes` are not.
+pub(crate) fn whole_sectors(bytes: u64, unit: u64) -> Result<u64, Failure> {
+    let rest = bytes % unit.max(1);
+    if rest == 0 {
+        return Ok(bytes);
+    }
+    let (below, above) = (bytes - rest, (bytes - rest).saturating_add(unit));
+    let hint = match below {
+        0 => format!("the smallest size is {above}"),
+        _ => format!("the next sizes are {below} and {above}"),
+    };
+    Err(Failure::usage(format!(
+        "{bytes} bytes are not a whole number of sectors of {unit}"
+    ))
+    .hint(hint))
 }
 
 /// `1 byte`, `2 bytes`.

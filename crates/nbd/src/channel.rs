@@ -1,6 +1,7 @@
 //! What a connection sends and receives through: a socket, with TLS or without.
 
 use std::io;
+use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -10,11 +11,17 @@ use crate::tls::{Tls, TlsIdentity, Wait};
 pub(crate) struct Channel {
     socket: Arc<Socket>,
     tls: Option<Tls>,
+    /// See [`Channel::widen`].
+    is_wide: bool,
 }
 
 impl Channel {
     pub(crate) fn new(socket: Arc<Socket>) -> Self {
-        Self { socket, tls: None }
+        Self {
+            socket,
+            tls: None,
+            is_wide: false,
+        }
     }
 
     /// Begins TLS. `early` is what was received of it already.
@@ -53,6 +60,25 @@ impl Channel {
             None => self.socket.send(bytes, deadline),
             Some(tls) => tls.send(&self.socket, bytes, deadline),
         }
+    }
+
+    /// True if the system can send pages by itself (with TLS they have to be encrypted), and that is faster: where the
+    /// client has to wait for each of them it is not.
+    pub(crate) fn sends_pages(&self) -> bool {
+        self.tls.is_none() && self.is_wide
+    }
+
+    /// All of what is in a pipe, which are so many bytes. Only where [`Channel::sends_pages`].
+    pub(crate) fn send_pipe(&self, pipe: BorrowedFd<'_>, length: usize) -> io::Result<()> {
+        match &self.tls {
+            None => self.socket.send_pipe(pipe, length),
+            Some(_) => Err(io::ErrorKind::Unsupported.into()),
+        }
+    }
+
+    /// See [`Socket::widen`].
+    pub(crate) fn widen(&mut self) {
+        self.is_wide = self.socket.widen();
     }
 
     /// Ends the connection in order.

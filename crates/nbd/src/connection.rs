@@ -37,8 +37,10 @@ pub(crate) struct Service {
 pub(crate) trait Admission {
     /// True if no further client can be served.
     fn is_full(&self) -> bool;
-    /// The handshake is over; false if there is no place after all.
+    /// The handshake is about to be over; false if there is no place after all.
     fn admit(&self) -> bool;
+    /// The client has been told something.
+    fn note_visit(&self);
 }
 
 /// Serves a client until it is gone. Errors of the connection are the client's business; nobody here needs them.
@@ -52,12 +54,13 @@ pub(crate) fn serve(
     let mut input = Input::new();
     let agreed = shake_hands(service, &mut channel, &mut input, deadline, admission);
     match agreed {
-        Ok(Some(session)) if admission.admit() => {
+        Ok(Some(session)) => {
             let export = service.catalog.entries()[session.export].export.clone();
             let stopping = service.stopping.clone();
+            channel.widen();
             let link = Arc::new(Link::new(channel, export, session, stopping));
             let mut transmission = Transmission {
-                worker: Worker::new(link.clone()),
+                worker: Worker::with_pages(link.clone()),
                 helpers: Helpers::new(),
                 input,
                 link: link.clone(),
@@ -91,8 +94,15 @@ fn shake_hands(
         handshake.set_full(admission.is_full());
         let (length, step) = handshake.advance(input.filled(), &mut out);
         input.consume(length);
+        if handshake.takes_told() {
+            admission.note_visit();
+        }
         if step == Step::Again && out.len() < PIECE {
             continue;
+        }
+        // It has its place before it hears that it has.
+        if matches!(step, Step::Transmit(_)) && !admission.admit() {
+            return Ok(None);
         }
         channel.send(&out, Some(deadline))?;
         out.clear();
@@ -144,10 +154,10 @@ impl Transmission {
             };
             self.input.consume(head);
             let to = request.reply_to();
-            let command = if link.is_stopping() {
-                Err((Errno::Shutdown, "the server is going away"))
-            } else {
-                link.rules.check(&request)
+            let command = match link.rules.check(&request) {
+                Ok(Command::Disconnect) => Ok(Command::Disconnect),
+                _ if link.is_stopping() => Err((Errno::Shutdown, "the server is going away")),
+                checked => checked,
             };
             match command {
                 Err((errno, words)) => {

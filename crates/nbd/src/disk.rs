@@ -1,5 +1,6 @@
 //! A [`VirtualDisk`] as an export.
 
+use std::io::PipeWriter;
 use std::sync::Arc;
 
 use vhdkit::image::{DiskType, Format, ZeroMode};
@@ -66,6 +67,10 @@ impl Export for DiskExport {
 
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
         self.disk.read_at(offset, buf)
+    }
+
+    fn lend(&self, offset: u64, length: u64, pipe: &PipeWriter) -> u64 {
+        self.disk.lend(offset, length, pipe).unwrap_or(0)
     }
 
     fn write_at(&self, offset: u64, data: &[u8]) -> Result<()> {

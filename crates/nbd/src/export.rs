@@ -1,5 +1,6 @@
 //! What is served: an [`Export`] is a disk as the protocol sees it, a [`Catalog`] the exports of a server by name.
 
+use std::io::PipeWriter;
 use std::sync::Arc;
 
 use vhdkit::{Error, ErrorKind, Result};
@@ -45,6 +46,14 @@ pub trait Export: Send + Sync {
     /// Fills `buf` from `offset`.
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<()>;
 
+    /// Puts the first bytes of a range into a pipe without copying them; how many. What comes out of the pipe is what the
+    /// range held at this time or what was written to it since. 0 if that cannot be done, or fails, which
+    /// [`Export::read_at`] will tell.
+    fn lend(&self, offset: u64, length: u64, pipe: &PipeWriter) -> u64 {
+        let _ = (offset, length, pipe);
+        0
+    }
+
     /// Writes `data` at `offset`.
     fn write_at(&self, offset: u64, data: &[u8]) -> Result<()>;
 
@@ -79,7 +88,8 @@ pub struct Status {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[expect(clippy::exhaustive_structs, reason = "three numbers")]
 pub struct BlockSizes {
-    /// Offsets and lengths have to be multiples of this.
+    /// Offsets and lengths of clients that ask about it have to be multiples of this. The others know nothing of it, and
+    /// are served with any.
     pub minimum: u32,
     /// Smaller requests are slower than they need to be.
     pub preferred: u32,

@@ -52,6 +52,8 @@ pub(crate) struct Session {
     pub(crate) dialect: Dialect,
     /// Contexts that BLOCK_STATUS answers for, by their place in the export's list.
     pub(crate) contexts: Vec<usize>,
+    /// The client has asked how large requests are, and so keeps to it.
+    pub(crate) knows_blocks: bool,
 }
 
 /// Whether there is TLS.
@@ -79,6 +81,8 @@ pub(crate) struct Handshake {
     skip: usize,
     /// No further client can be served.
     full: bool,
+    /// The client was told about exports since this was last asked.
+    told: bool,
 }
 
 impl Handshake {
@@ -97,12 +101,18 @@ impl Handshake {
             contexts: None,
             skip: 0,
             full: false,
+            told: false,
         }
     }
 
     /// Says whether another client can be served at the moment.
     pub(crate) fn set_full(&mut self, full: bool) {
         self.full = full;
+    }
+
+    /// True once each time the client was told about exports.
+    pub(crate) fn takes_told(&mut self) -> bool {
+        std::mem::take(&mut self.told)
     }
 
     /// TLS has begun: everything before is forgotten.
@@ -193,6 +203,7 @@ impl Handshake {
             option::LIST => {
                 no_data(data)?;
                 self.list(out);
+                self.told = true;
             }
             option::STARTTLS => {
                 no_data(data)?;
@@ -244,7 +255,9 @@ impl Handshake {
         let found = std::str::from_utf8(name)
             .ok()
             .and_then(|name| self.catalog.find(name));
-        let Some(export) = found.filter(|_| !self.full) else {
+        // Who speaks of extended headers has a way in that can say no; the document forbids this one then.
+        let may_enter = !self.full && self.dialect != Dialect::Extended;
+        let Some(export) = found.filter(|_| may_enter) else {
             return Step::Close;
         };
         let entry = &self.catalog.entries()[export];
@@ -253,7 +266,7 @@ impl Handshake {
         if !self.no_zeroes {
             out.extend([0; 124]);
         }
-        Step::Transmit(self.session(export))
+        Step::Transmit(self.session(export, false))
     }
 
     fn list(&self, out: &mut Vec<u8>) {
@@ -305,8 +318,12 @@ impl Handshake {
             part(info::DESCRIPTION, description.as_bytes());
         }
         reply(out, number, option_reply::ACK, &[]);
+        self.told = true;
         Ok(match number {
-            option::GO => Step::Transmit(self.session(export)),
+            option::GO => {
+                let knows_blocks = wanted.contains(&info::BLOCK_SIZE);
+                Step::Transmit(self.session(export, knows_blocks))
+            }
             _ => Step::Again,
         })
     }
@@ -340,6 +357,7 @@ impl Handshake {
         if set {
             self.contexts = Some((export, chosen));
         }
+        self.told = true;
         Ok(())
     }
 
@@ -370,7 +388,7 @@ impl Handshake {
         flags
     }
 
-    fn session(&mut self, export: usize) -> Session {
+    fn session(&mut self, export: usize, knows_blocks: bool) -> Session {
         let contexts = match self.contexts.take() {
             Some((of, chosen)) if of == export => chosen,
             _ => Vec::new(),
@@ -379,6 +397,7 @@ impl Handshake {
             export,
             dialect: self.dialect,
             contexts,
+            knows_blocks,
         }
     }
 }

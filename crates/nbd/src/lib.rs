@@ -46,6 +46,7 @@ mod helpers;
 mod input;
 mod link;
 mod listen;
+mod pages;
 mod replay;
 mod reply;
 mod request;

@@ -1,6 +1,7 @@
 //! The second half of a connection, as far as all its threads share it.
 
 use std::io;
+use std::os::fd::BorrowedFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -63,6 +64,18 @@ impl Link {
     pub(crate) fn send(&self, replies: &[u8]) -> io::Result<()> {
         let _output = self.output();
         self.channel.send(replies, None)
+    }
+
+    /// Sends what is in a pipe, `length` bytes, and then `rest`.
+    pub(crate) fn send_pipe(
+        &self,
+        pipe: BorrowedFd<'_>,
+        length: usize,
+        rest: &[u8],
+    ) -> io::Result<()> {
+        let _output = self.output();
+        self.channel.send_pipe(pipe, length)?;
+        self.channel.send(rest, None)
     }
 
     /// For sending in several steps with nothing of others in between.

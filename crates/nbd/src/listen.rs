@@ -1,13 +1,16 @@
 //! Where clients come in: Unix sockets for their owner alone, TCP ports, and sockets that somebody else has opened.
 
 use std::io;
-use std::net::{SocketAddr, TcpListener};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr, TcpListener};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use listenfd::ListenFd;
+use nix::sys::socket::getsockopt;
+use nix::sys::socket::sockopt::PeerCredentials;
 use rustix::fs::{Mode, fchmod};
 use rustix::net::sockopt;
 use rustix::net::{
@@ -17,6 +20,11 @@ use vhdkit::{Error, ErrorKind, Result};
 
 /// Clients that wait to be let in.
 const BACKLOG: i32 = 64;
+/// How long a client over TCP may be silent before its machine is asked whether it is still there, how often it is
+/// asked, and at which intervals. The system's defaults would keep the place of one that is gone for two hours.
+const SILENCE: Duration = Duration::from_mins(1);
+const QUESTIONS: u32 = 6;
+const INTERVAL: Duration = Duration::from_secs(10);
 
 /// A place where clients come in.
 pub struct Listener {
@@ -28,6 +36,28 @@ pub struct Listener {
 enum Listening {
     Unix(UnixListener),
     Tcp(TcpListener),
+}
+
+/// Who a client is, as far as fairness goes: connections of one peer share what one may have.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Peer {
+    /// A process of this system; zero for all that are outside this container.
+    Process(i32),
+    /// A machine. Of an IPv6 address only the network, in which anybody has as many addresses as they like.
+    Machine(IpAddr),
+    /// It cannot be found out.
+    Unknown,
+}
+
+impl From<IpAddr> for Peer {
+    fn from(address: IpAddr) -> Self {
+        Peer::Machine(match address.to_canonical() {
+            IpAddr::V6(six) if !six.is_loopback() => {
+                Ipv6Addr::from_bits(six.to_bits() >> 64 << 64).into()
+            }
+            other => other,
+        })
+    }
 }
 
 /// Where a listener is.
@@ -65,7 +95,7 @@ impl Listener {
         })?;
         let failed = |e: rustix::io::Errno| {
             Error::io("making the socket", e.into())
-                .with_hint("choose a path in a folder that is there and can be written to")
+                .with_better_hint("choose a path in a folder that is there and can be written to")
         };
         let socket = socket_with(
             AddressFamily::UNIX,
@@ -93,14 +123,16 @@ impl Listener {
     /// [`ErrorKind::SharingViolation`] if the port is taken, and what the system says.
     pub fn tcp(address: SocketAddr) -> Result<Self> {
         let listener = TcpListener::bind(address).map_err(|e| {
-            let taken = e.kind() == io::ErrorKind::AddrInUse;
+            let kind = e.kind();
             let error = Error::io(&format!("listening at {address}"), e);
-            if taken {
-                error
+            match kind {
+                io::ErrorKind::AddrInUse => error
                     .with_kind(ErrorKind::SharingViolation)
-                    .with_hint("choose another port; 0 takes any that is free")
-            } else {
-                error.with_hint("choose an address of this machine, and a port that may be used")
+                    .with_hint("choose another port; 0 takes any that is free"),
+                io::ErrorKind::PermissionDenied => error.with_better_hint(
+                    "ports below 1024 are for root: choose a higher one, such as 10809, which is NBD's own",
+                ),
+                _ => error.with_hint("choose an address of this machine, and a port that may be used"),
             }
         })?;
         Ok(Self {
@@ -152,15 +184,25 @@ impl Listener {
     }
 
     /// The next client.
-    pub(crate) fn accept(&self) -> io::Result<OwnedFd> {
+    pub(crate) fn accept(&self) -> io::Result<(OwnedFd, Peer)> {
         match &self.socket {
-            Listening::Unix(unix) => Ok(unix.accept()?.0.into()),
+            Listening::Unix(unix) => {
+                let stream = unix.accept()?.0;
+                let peer = match getsockopt(&stream, PeerCredentials) {
+                    Ok(known) => Peer::Process(known.pid()),
+                    Err(_) => Peer::Unknown,
+                };
+                Ok((stream.into(), peer))
+            }
             Listening::Tcp(tcp) => {
-                let stream = tcp.accept()?.0;
+                let (stream, address) = tcp.accept()?;
                 // Replies are sent when they are complete, and a client whose machine is gone is noticed.
                 stream.set_nodelay(true)?;
                 sockopt::set_socket_keepalive(&stream, true)?;
-                Ok(stream.into())
+                sockopt::set_tcp_keepidle(&stream, SILENCE)?;
+                sockopt::set_tcp_keepcnt(&stream, QUESTIONS)?;
+                sockopt::set_tcp_keepintvl(&stream, INTERVAL)?;
+                Ok((stream.into(), address.ip().into()))
             }
         }
     }
@@ -199,9 +241,8 @@ fn remove_stale(path: &Path) -> Result<()> {
         Ok(metadata) => metadata,
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
         Err(e) => {
-            return Err(
-                Error::io("looking at it", e).with_hint("choose another path for the socket")
-            );
+            return Err(Error::io("looking at it", e)
+                .with_better_hint("choose another path for the socket"));
         }
     };
     if !metadata.file_type().is_socket() {
@@ -212,16 +253,18 @@ fn remove_stale(path: &Path) -> Result<()> {
         .with_hint("choose another path for the socket"));
     }
     match UnixStream::connect(path) {
-        Err(e) if e.kind() == io::ErrorKind::ConnectionRefused => {
-            std::fs::remove_file(path).map_err(|e| Error::io("removing the old socket", e))
-        }
+        Err(e) if e.kind() == io::ErrorKind::ConnectionRefused => std::fs::remove_file(path)
+            .map_err(|e| {
+                Error::io("removing the old socket", e)
+                    .with_better_hint("choose another path for the socket")
+            }),
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
         Ok(_) => Err(
             Error::new(ErrorKind::SharingViolation, "a server is listening there")
                 .with_hint("stop it, or choose another path for the socket"),
         ),
         Err(e) => Err(Error::io("connecting to the socket that is there", e)
-            .with_hint("choose another path for the socket")),
+            .with_better_hint("choose another path for the socket")),
     }
 }
 
@@ -235,5 +278,33 @@ mod tests {
         let error = Listener::unix(&path).err().unwrap();
         assert_eq!(error.kind(), ErrorKind::InvalidParameter);
         assert!(error.to_string().contains("107"), "{error}");
+    }
+
+    #[test]
+    fn a_machine_is_one_peer_under_all_its_addresses() {
+        let peer = |text: &str| Peer::from(text.parse::<IpAddr>().unwrap());
+        assert_eq!(peer("2001:db8::1"), peer("2001:db8::ffff:2"));
+        assert_ne!(peer("2001:db8::1"), peer("2001:db8:0:1::1"));
+        assert_eq!(peer("::ffff:10.0.0.1"), peer("10.0.0.1"));
+        assert_ne!(peer("10.0.0.2"), peer("10.0.0.1"));
+    }
+
+    #[test]
+    fn a_machine_that_is_gone_is_noticed_within_minutes() {
+        let listener = Listener::tcp("127.0.0.1:0".parse().unwrap()).unwrap();
+        let Address::Tcp(address) = listener.address() else {
+            panic!("no address");
+        };
+        let _client = std::net::TcpStream::connect(address).unwrap();
+        let (socket, peer) = listener.accept().unwrap();
+        assert_eq!(peer, Peer::Machine(address.ip()));
+        assert!(sockopt::socket_keepalive(&socket).unwrap());
+        let idle = sockopt::tcp_keepidle(&socket).unwrap();
+        let more =
+            sockopt::tcp_keepintvl(&socket).unwrap() * sockopt::tcp_keepcnt(&socket).unwrap();
+        assert!(
+            idle + more <= Duration::from_mins(3),
+            "{idle:?} and {more:?}"
+        );
     }
 }

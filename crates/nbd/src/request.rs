@@ -3,7 +3,7 @@
 //! [`decode`] only finds where a request ends; [`Rules::check`] says what it means, or which error it is answered with.
 
 use crate::errno::Errno;
-use crate::export::{BlockSizes, Export};
+use crate::export::Export;
 use crate::handshake::{Dialect, Session};
 use crate::wire::{
     EXTENDED_REQUEST_LENGTH, EXTENDED_REQUEST_MAGIC, Fields, REQUEST_LENGTH, REQUEST_MAGIC,
@@ -135,17 +135,25 @@ impl Request {
 pub(crate) struct Rules {
     size: u64,
     read_only: bool,
-    blocks: BlockSizes,
+    /// What ranges have to be made of.
+    unit: u32,
+    maximum: u32,
     dialect: Dialect,
     has_contexts: bool,
 }
 
 impl Rules {
     pub(crate) fn new(session: &Session, export: &dyn Export) -> Self {
+        let blocks = export.block_sizes();
         Self {
             size: export.size(),
             read_only: export.is_read_only(),
-            blocks: export.block_sizes(),
+            unit: if session.knows_blocks {
+                blocks.minimum
+            } else {
+                1
+            },
+            maximum: blocks.maximum,
             dialect: session.dialect,
             has_contexts: !session.contexts.is_empty(),
         }
@@ -159,11 +167,14 @@ impl Rules {
             length,
             ..
         } = request;
+        if kind == command::DISCONNECT {
+            // Whatever it says besides, it has no answer.
+            return Ok(Command::Disconnect);
+        }
         self.flags(request)?;
         let has = |bit: u16| request.flags & bit != 0;
         let durable = has(flag::FUA);
         match kind {
-            command::DISCONNECT => return Ok(Command::Disconnect),
             command::FLUSH if (offset, length) == (0, 0) => return Ok(Command::Flush),
             command::FLUSH => {
                 return Err((Errno::Invalid, "a flush has neither offset nor length"));
@@ -185,7 +196,7 @@ impl Rules {
         if length == 0 {
             return Err((Errno::Invalid, "the range is empty"));
         }
-        let unit = u64::from(self.blocks.minimum);
+        let unit = u64::from(self.unit);
         if !offset.is_multiple_of(unit) || !length.is_multiple_of(unit) {
             return Err((Errno::Invalid, "the range is not made of whole blocks"));
         }
@@ -240,12 +251,7 @@ impl Rules {
             command::WRITE if self.dialect == Dialect::Extended => flag::PAYLOAD_LEN,
             command::WRITE_ZEROES => flag::NO_HOLE | flag::FAST_ZERO,
             command::BLOCK_STATUS => flag::REQ_ONE,
-            command::READ
-            | command::WRITE
-            | command::DISCONNECT
-            | command::FLUSH
-            | command::TRIM
-            | command::CACHE => 0,
+            command::READ | command::WRITE | command::FLUSH | command::TRIM | command::CACHE => 0,
             _ => return Err((Errno::Invalid, "the command is not known here")),
         };
         // Clients may set FUA everywhere.
@@ -258,7 +264,7 @@ impl Rules {
     fn limited(&self, length: u64, errno: Errno) -> Result<u32, Refusal> {
         u32::try_from(length)
             .ok()
-            .filter(|&length| length <= self.blocks.maximum)
+            .filter(|&length| length <= self.maximum)
             .ok_or((errno, "the range is longer than the largest request"))
     }
 }

@@ -1,10 +1,13 @@
 //! The server: lets clients in, knows who is there, and ends in order.
 //!
 //! 1. Each connection has at most [`Limits::handshake_time`] until it has chosen an export. When many are at it, the
-//!    one that has been at it for longest has to go: clients that say nothing keep nobody out.
+//!    one that has been at it for longest has to go, of the [`Peer`] that has most of them: clients that say nothing
+//!    keep nobody out.
 //! 2. At most [`Limits::clients`] are served at the same time; others are told so. One that has chosen an export may stay
-//!    as long as it likes without a word, as the disk of an idle machine does: so whoever may connect can take all places.
-//!    A Unix socket is its owner's alone; over TCP, TLS with clients' certificates decides who may.
+//!    as long as it likes without a word, as the disk of an idle machine does. So that nobody keeps others out that way, a
+//!    [`Peer`] gets another place only as long as it has no more than are free: one alone can take about half of them, the
+//!    next half of the rest. To take them all takes many peers; a Unix socket is its owner's alone, and over TCP, TLS with
+//!    clients' certificates decides who may come at all.
 //! 3. A client that does not read its replies, or sends half a request, holds its own threads and buffers and nothing
 //!    else.
 
@@ -21,7 +24,7 @@ use vhdkit::{Error, Result};
 
 use crate::connection::{Admission, Service, serve};
 use crate::export::Catalog;
-use crate::listen::Listener;
+use crate::listen::{Listener, Peer};
 use crate::socket::Socket;
 use crate::tls::TlsIdentity;
 
@@ -29,8 +32,9 @@ use crate::tls::TlsIdentity;
 #[derive(Clone, Copy, Debug)]
 #[expect(clippy::exhaustive_structs, reason = "a plain request")]
 pub struct Limits {
-    /// Clients that are served at the same time. Each takes up to 12 MiB of memory and 17 threads when it has many
-    /// requests underway, and a few hundred KiB and one thread else.
+    /// Clients that are served at the same time, of which one process or machine can have about half. Each takes up to
+    /// 14 MiB of memory, 2 of them the system's, and 17 threads when it has many requests underway, and a few hundred
+    /// KiB and one thread else.
     pub clients: usize,
     /// Connections that have not chosen an export yet.
     pub handshakes: usize,
@@ -41,7 +45,7 @@ pub struct Limits {
 impl Default for Limits {
     fn default() -> Self {
         Self {
-            clients: 64,
+            clients: 128,
             handshakes: 32,
             handshake_time: Duration::from_secs(10),
         }
@@ -72,12 +76,14 @@ struct Registry {
     next: u64,
     /// In the order in which they came.
     connections: BTreeMap<u64, Connected>,
-    /// A client has been served.
-    served: bool,
+    /// Somebody has come who meant us: one that was told something, if only the list of exports. Whoever just looks
+    /// whether anybody is there is not.
+    visited: bool,
 }
 
 struct Connected {
     socket: Arc<Socket>,
+    peer: Peer,
     transmitting: bool,
 }
 
@@ -85,6 +91,26 @@ impl Registry {
     fn count(&self, transmitting: bool) -> usize {
         let same = |c: &&Connected| c.transmitting == transmitting;
         self.connections.values().filter(same).count()
+    }
+
+    /// Of those at their handshake the one that has been at it for longest, of the peer that has most of them.
+    fn to_be_shown_out(&self) -> Option<u64> {
+        let waiting = || self.connections.iter().filter(|(_, c)| !c.transmitting);
+        let of = |peer: Peer| waiting().filter(|(_, c)| c.peer == peer).count();
+        // Of several the last one is taken: the oldest.
+        let most = waiting().rev().max_by_key(|(_, c)| of(c.peer));
+        most.map(|(&id, _)| id)
+    }
+
+    /// True if a connection may be served as well; see the module.
+    fn has_place(&self, id: u64, limit: usize) -> bool {
+        let Some(asking) = self.connections.get(&id) else {
+            return false;
+        };
+        let served = self.connections.values().filter(|c| c.transmitting);
+        let (own, others): (Vec<_>, Vec<_>) = served.partition(|c| c.peer == asking.peer);
+        let free = limit.saturating_sub(own.len() + others.len());
+        free > 0 && own.len() <= free
     }
 }
 
@@ -176,10 +202,11 @@ impl Server {
         self.shared.registry().count(true)
     }
 
-    /// Waits until it is asked to end; with `until_idle` also until a client was served and none is left.
+    /// Waits until it is asked to end; with `until_idle` also until a client has come and none is left. One that was told
+    /// about exports has come; one that has only connected, or may not know anything (no TLS), has not.
     pub fn wait(&self, until_idle: bool) {
         let mut registry = self.shared.registry();
-        let is_idle = |r: &Registry| until_idle && r.served && r.count(true) == 0;
+        let is_idle = |r: &Registry| until_idle && r.visited && r.connections.is_empty();
         while !self.shared.is_stopping() && !is_idle(&registry) {
             let waited = self.shared.changed.wait(registry);
             registry = waited.unwrap_or_else(PoisonError::into_inner);
@@ -248,7 +275,7 @@ fn accept(shared: &Arc<Shared>, listeners: &[Listener], woken: &UnixStream) {
                 continue;
             }
             match listener.accept() {
-                Ok(socket) => let_in(shared, Arc::new(Socket::from(socket))),
+                Ok((socket, peer)) => let_in(shared, Arc::new(Socket::from(socket)), peer),
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
                 // Out of descriptors, mostly: it would be asked again at once.
                 Err(_) => std::thread::sleep(Duration::from_millis(20)),
@@ -258,11 +285,11 @@ fn accept(shared: &Arc<Shared>, listeners: &[Listener], woken: &UnixStream) {
 }
 
 /// Begins a connection.
-fn let_in(shared: &Arc<Shared>, socket: Arc<Socket>) {
+fn let_in(shared: &Arc<Shared>, socket: Arc<Socket>, peer: Peer) {
     let mut registry = shared.registry();
     if registry.count(false) >= shared.limits.handshakes
-        && let Some((&oldest, _)) = registry.connections.iter().find(|(_, c)| !c.transmitting)
-        && let Some(connected) = registry.connections.remove(&oldest)
+        && let Some(last) = registry.to_be_shown_out()
+        && let Some(connected) = registry.connections.remove(&last)
     {
         connected.socket.hang_up();
     }
@@ -270,6 +297,7 @@ fn let_in(shared: &Arc<Shared>, socket: Arc<Socket>) {
     registry.next += 1;
     let connected = Connected {
         socket: socket.clone(),
+        peer,
         transmitting: false,
     };
     registry.connections.insert(id, connected);
@@ -295,20 +323,25 @@ struct Place {
 
 impl Admission for Place {
     fn is_full(&self) -> bool {
-        self.shared.registry().count(true) >= self.shared.limits.clients
+        let limit = self.shared.limits.clients;
+        !self.shared.registry().has_place(self.id, limit)
     }
 
     fn admit(&self) -> bool {
         let mut registry = self.shared.registry();
-        if registry.count(true) >= self.shared.limits.clients || self.shared.is_stopping() {
+        if !registry.has_place(self.id, self.shared.limits.clients) || self.shared.is_stopping() {
             return false;
         }
         let Some(connected) = registry.connections.get_mut(&self.id) else {
             return false;
         };
         connected.transmitting = true;
-        registry.served = true;
+        registry.visited = true;
         true
+    }
+
+    fn note_visit(&self) {
+        self.shared.registry().visited = true;
     }
 }
 

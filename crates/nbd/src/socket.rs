@@ -6,7 +6,11 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
-use rustix::net::{RecvFlags, SendFlags, Shutdown, recv, send};
+use rustix::net::{AddressFamily, RecvFlags, SendFlags, Shutdown, recv, send, sockopt};
+use rustix::pipe::{SpliceFlags, splice};
+
+/// What a Unix socket holds for a client.
+const UNDERWAY: usize = 1 << 20;
 
 /// Who may read and write at the same time: any number of threads.
 pub(crate) struct Socket(OwnedFd);
@@ -24,6 +28,20 @@ impl AsFd for Socket {
 }
 
 impl Socket {
+    /// Lets more be underway to the client: a Unix socket holds so little by itself that client and server would work in
+    /// turns instead of at the same time. False if the system does not allow as much (`net.core.wmem_max`). TCP adapts by
+    /// itself.
+    pub(crate) fn widen(&self) -> bool {
+        if sockopt::socket_domain(&self.0) != Ok(AddressFamily::UNIX) {
+            return true;
+        }
+        sockopt::set_socket_send_buffer_size_force(&self.0, UNDERWAY)
+            .or_else(|_| sockopt::set_socket_send_buffer_size(&self.0, UNDERWAY))
+            .and_then(|()| sockopt::socket_send_buffer_size(&self.0))
+            // Linux doubles it, for what it needs besides.
+            .is_ok_and(|size| size >= 2 * UNDERWAY)
+    }
+
     /// What is there already; `None` if nothing is. Zero at the end.
     pub(crate) fn try_recv(&self, buf: &mut [u8]) -> io::Result<Option<usize>> {
         loop {
@@ -65,6 +83,20 @@ impl Socket {
             }
             match send(&self.0, bytes, flags) {
                 Ok(count) => bytes = &bytes[count..],
+                Err(Errno::INTR | Errno::AGAIN) => {}
+                Err(e) => return Err(e.into()),
+            }
+        }
+        Ok(())
+    }
+
+    /// All of what is in a pipe, which are so many bytes. The pages themselves go: they are not copied before the client
+    /// reads them. (If nobody is there any more this is a SIGPIPE, which programs in Rust ignore.)
+    pub(crate) fn send_pipe(&self, pipe: BorrowedFd<'_>, mut length: usize) -> io::Result<()> {
+        while length > 0 {
+            match splice(pipe, None, &self.0, None, length, SpliceFlags::empty()) {
+                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                Ok(count) => length -= count,
                 Err(Errno::INTR | Errno::AGAIN) => {}
                 Err(e) => return Err(e.into()),
             }

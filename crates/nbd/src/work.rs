@@ -11,6 +11,7 @@ use crate::errno::Errno;
 use crate::export::{Status, allocation};
 use crate::handshake::{Dialect, context_id};
 use crate::link::{ASSEMBLY, Link, PIECE};
+use crate::pages::{self, Pages};
 use crate::reply::MAX_HEAD;
 use crate::request::{Command, ReplyTo};
 
@@ -38,6 +39,10 @@ pub(crate) struct Worker {
     /// Requests whose replies are in `out`.
     batch: usize,
     runs: Vec<Status>,
+    /// For data that need not be copied.
+    pages: Option<Pages>,
+    /// What of a reply comes behind its pages.
+    rest: Buffer,
 }
 
 impl Worker {
@@ -47,6 +52,18 @@ impl Worker {
             out: Buffer::default(),
             batch: 0,
             runs: Vec::new(),
+            pages: None,
+            rest: Buffer::default(),
+        }
+    }
+
+    /// One that sends pages, where the channel can: a pipe is not for every thread, since a user can have few of that
+    /// size.
+    pub(crate) fn with_pages(link: Arc<Link>) -> Self {
+        let pages = link.channel().sends_pages().then(Pages::new);
+        Self {
+            pages,
+            ..Self::new(link)
         }
     }
 
@@ -239,6 +256,11 @@ impl Worker {
         last: bool,
     ) -> io::Result<vhdkit::Result<()>> {
         let room = piece(length);
+        if room >= pages::LEAST
+            && let Some(done) = self.lend_piece(to, offset, length, last)?
+        {
+            return Ok(done);
+        }
         self.reserve(room)?;
         let start = self.out.len();
         self.link
@@ -251,6 +273,54 @@ impl Worker {
             self.out.truncate(start);
         }
         Ok(read)
+    }
+
+    /// As [`Worker::read_piece`], without a copy. `None` if that is not possible.
+    fn lend_piece(
+        &mut self,
+        to: ReplyTo,
+        offset: u64,
+        length: u64,
+        last: bool,
+    ) -> io::Result<Option<vhdkit::Result<()>>> {
+        if self.pages.is_none() {
+            return Ok(None);
+        }
+        if self.out.len() > pages::MOST_BEFORE - MAX_HEAD {
+            self.flush()?;
+        }
+        let start = self.out.len();
+        let link = self.link.clone();
+        link.replies.data(&mut self.out, to, offset, length, last);
+        let started = Instant::now();
+        let Some(pages) = &mut self.pages else {
+            return Ok(None);
+        };
+        let lent = pages.take(self.out.filled(), &*link.export, offset, length);
+        self.rest.clear();
+        let missing = piece(length) - lent;
+        if lent == 0 {
+            self.out.truncate(start);
+            return Ok(None);
+        }
+        if missing > 0 {
+            let read = link
+                .export
+                .read_at(offset + lent as u64, self.rest.room(missing));
+            if read.is_err() {
+                pages.discard();
+                self.out.truncate(start);
+                return Ok(Some(read));
+            }
+        }
+        link.pace.note(started.elapsed());
+        let Some(pipe) = pages.end() else {
+            return Ok(None);
+        };
+        let sent = link.send_pipe(pipe, self.out.len() + lent, self.rest.filled());
+        self.out.clear();
+        self.batch = 0;
+        sent.map(|()| Some(Ok(())))
     }
 
     /// One chunk that is larger than a piece. Up to [`ASSEMBLY`] nothing is sent before all is read. Beyond it an error

@@ -409,6 +409,29 @@ impl Recording {
         &self.ops
     }
 
+    /// The file as a process that was killed after so many operations left it to the next one: what was flushed is
+    /// durable, everything later is in the system's cache and waits for somebody's flush.
+    pub fn killed_at(&self, position: usize) -> Arc<CrashStorage> {
+        let ops = &self.ops[..position];
+        let flushed = ops
+            .iter()
+            .rposition(|op| matches!(op, Op::Flush))
+            .map_or(0, |last| last + 1);
+        let durable = self.base.clone();
+        for op in &ops[..flushed] {
+            apply(&durable, op, Fate::Whole);
+        }
+        let storage = CrashStorage::new(&durable);
+        {
+            let mut state = storage.lock();
+            for op in &ops[flushed..] {
+                apply(&state.live, op, Fate::Whole);
+                state.record(op.clone());
+            }
+        }
+        storage
+    }
+
     /// The epochs in their order; the last one ends where the history ends. Epochs that are empty are left out, but
     /// for the last.
     pub fn epochs(&self) -> Vec<Epoch> {
@@ -673,6 +696,25 @@ mod tests {
             .map(Vec::len)
             .collect();
         assert_eq!(lengths, HashSet::from([2048, 4608, 8192]));
+    }
+
+    #[test]
+    fn a_killed_process_leaves_what_it_wrote_to_the_next_one_but_not_to_a_crash() {
+        let recording = record(|s| {
+            s.write_at(0, &[1; 512]).unwrap();
+            s.flush().unwrap();
+            s.write_at(512, &[2; 512]).unwrap();
+            s.write_at(1024, &[3; 512]).unwrap();
+        });
+        let next = recording.killed_at(3);
+        let mut seen = [0; 1536];
+        next.read_at(0, &mut seen).unwrap();
+        assert_eq!((seen[0], seen[512], seen[1024]), (1, 2, 0));
+        let left = images(&next.recording().epochs()[0]);
+        assert_eq!(left.len(), 2);
+        assert!(left.iter().all(|image| image[0] == 1));
+        next.flush().unwrap();
+        assert_eq!(images(next.recording().epochs().last().unwrap()).len(), 1);
     }
 
     #[test]

@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use vhdkit::operation::Observer;
 use vhdkit::storage::{MemoryStorage, Storage};
-use vhdkit::{Result, Status};
+use vhdkit::{ErrorKind, Result, Status};
 
 use crate::contract::Running;
 
@@ -52,9 +52,21 @@ struct Log {
     /// Where the longest pause began.
     longest_at: f64,
     half: Option<Duration>,
+    /// The operation is cancelled after so much work.
+    until: Option<Duration>,
 }
 
 impl Log {
+    fn assert_moves(&self, name: &str) {
+        assert!(
+            self.longest <= LONGEST,
+            "{name}: no move for {:?} of {:?}, at {:.1} %",
+            self.longest,
+            self.spent,
+            self.longest_at
+        );
+    }
+
     fn look(&mut self) {
         let Some(observer) = &self.observer else {
             return;
@@ -62,6 +74,9 @@ impl Log {
         let seen = observer.progress();
         if seen.status != Status::Pending {
             return;
+        }
+        if self.until.is_some_and(|until| self.spent >= until) {
+            observer.cancel();
         }
         let percent = seen.percent();
         if percent > self.last.1 {
@@ -120,9 +135,7 @@ impl Drive {
             log.pause_ends();
         }
         running.wait().unwrap_or_else(|e| panic!("{name}: {e}"));
-        let mut log = self.log();
-        log.observer = None;
-        log.pause_ends();
+        let log = self.finished();
         let all = log.spent;
         assert!(all >= ENOUGH, "{name}: only {all:?} of work");
         let half = log.half.unwrap_or(all).as_secs_f64() / all.as_secs_f64();
@@ -134,12 +147,42 @@ impl Drive {
             HALF.contains(&half),
             "{name}: the percentage says half after {half:.2} of the work"
         );
-        assert!(
-            log.longest <= LONGEST,
-            "{name}: no move for {:?} of {all:?}, at {:.1} %",
-            log.longest,
-            log.longest_at
+        log.assert_moves(name);
+    }
+
+    /// Runs an operation that would take for ever until so much work is done, cancels it, and fails unless its percentage
+    /// has moved all the time, from the start on.
+    pub fn assert_moves(&self, name: &str, until: Duration, start: impl FnOnce() -> Running) {
+        *self.log() = Log {
+            until: Some(until),
+            ..Log::default()
+        };
+        let running = start();
+        {
+            let mut log = self.log();
+            log.observer = Some(running.observer.clone());
+            log.pause_ends();
+        }
+        let result = running.wait();
+        assert_eq!(
+            result.map_err(|e| e.kind()),
+            Err(ErrorKind::Aborted),
+            "{name}: it should have been cancelled"
         );
+        let log = self.finished();
+        println!(
+            "{name}: longest pause {:?} at {:.1} %",
+            log.longest, log.longest_at
+        );
+        assert!(log.spent >= until, "{name}: only {:?} of work", log.spent);
+        log.assert_moves(name);
+    }
+
+    fn finished(&self) -> MutexGuard<'_, Log> {
+        let mut log = self.log();
+        log.observer = None;
+        log.pause_ends();
+        log
     }
 }
 

@@ -15,6 +15,7 @@
 //! | [`partitions`] | disks with partition tables |
 //! | [`corpus`] | real images and what is known of them |
 //! | [`peers`] | other programs that read the same formats |
+//! | [`power`] | real file systems whose power can be cut |
 //! | [`fuzz`] | what the fuzz targets run |
 //! | [`vm`] | a guest with a real kernel |
 #![allow(
@@ -41,6 +42,7 @@ pub mod model;
 pub mod partitions;
 pub mod patch;
 pub mod peers;
+pub mod power;
 pub mod probe;
 pub mod require;
 pub mod rng;

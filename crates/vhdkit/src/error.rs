@@ -77,6 +77,13 @@ impl Error {
         self
     }
 
+    /// Says what to do about it, also where the error of the operating system alone had suggested something.
+    #[must_use]
+    pub fn with_better_hint(mut self, hint: impl Into<String>) -> Self {
+        self.0.hint = Some(hint.into());
+        self
+    }
+
     /// Says what was being attempted ("cannot open"), unless an inner layer already did.
     #[must_use]
     pub fn while_doing(mut self, action: impl Into<String>) -> Self {

@@ -7,6 +7,7 @@
 //! time leave, per sector, the bytes of one of them; writes to disjoint byte ranges never disturb each other, also
 //! when they share a sector or a block.
 
+use std::io::PipeWriter;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -232,6 +233,17 @@ pub trait Image: Send + Sync {
 
     /// Writes bytes of any alignment.
     fn write_at(&self, offset: u64, data: &[u8], backing: &dyn Backing) -> Result<()>;
+
+    /// Puts the first bytes of a range into a pipe without copying them, as [`Storage::lend`] does; 0 if they are not in
+    /// this image or cannot be lent, then [`Image::read_at`] is.
+    ///
+    /// What comes out of the pipe, whenever that is, is what the range held when this was called or what was written to
+    /// it since, never bytes of other ranges or of the file's structures: a format lends only where no place of the file
+    /// is used for something else before its pages have been emptied.
+    fn lend(&self, offset: u64, length: u64, pipe: &PipeWriter) -> Result<u64> {
+        let _ = (offset, length, pipe);
+        Ok(0)
+    }
 
     /// Makes a range of any alignment read as zeros; never lets the parent's data reappear.
     fn zero(&self, offset: u64, length: u64, mode: ZeroMode, backing: &dyn Backing) -> Result<()>;

@@ -1,5 +1,6 @@
 //! Raw: the bytes of the disk and nothing else. Holes are known through [`Storage::next_data`].
 
+use std::io::PipeWriter;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -129,6 +130,11 @@ impl Image for RawImage {
         }
         past.fill(0);
         Ok(())
+    }
+
+    fn lend(&self, offset: u64, length: u64, pipe: &PipeWriter) -> Result<u64> {
+        // Every byte has its place for ever. What the last sector lacks is not in the file, and so not lent.
+        Ok(self.storage.lend(offset, length, pipe))
     }
 
     fn write_at(&self, offset: u64, data: &[u8], _backing: &dyn Backing) -> Result<()> {

@@ -140,6 +140,22 @@ impl RuntimeFolder {
         (FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile).then(|| File::from(handle))
     }
 
+    /// Waits for its turn, which ends when the result is dropped, or with the process: for what must not be done by two at
+    /// once.
+    ///
+    /// # Errors
+    /// What the operating system says.
+    pub fn take_turn(&self) -> Result<File> {
+        let failed = |e| Error::io("lock", e).with_path(&self.path);
+        // Opened anew: descriptors that are copies of each other share a lock.
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let folder = rustix::fs::openat(&self.handle, ".", flags, Mode::empty())
+            .map_err(|e| failed(e.into()))?;
+        let folder = File::from(folder);
+        folder.lock().map_err(failed)?;
+        Ok(folder)
+    }
+
     /// Takes an entry away; one that is gone already is no matter.
     pub fn remove_entry(&self, name: &str) {
         let _ = rustix::fs::unlinkat(&self.handle, name, AtFlags::empty());
@@ -228,6 +244,26 @@ mod tests {
             "/".into()
         };
         assert!(refused_at(&foreign).reason().contains("another user"));
+    }
+
+    #[test]
+    fn turns_come_one_after_the_other() {
+        let base = tempfile::tempdir().unwrap();
+        let folder = RuntimeFolder::make_at(&base.path().join("vhdkit")).unwrap();
+        let at_it = std::sync::atomic::AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    for _ in 0..20 {
+                        let turn = folder.take_turn().unwrap();
+                        assert!(!at_it.swap(true, std::sync::atomic::Ordering::SeqCst));
+                        std::thread::yield_now();
+                        at_it.store(false, std::sync::atomic::Ordering::SeqCst);
+                        drop(turn);
+                    }
+                });
+            }
+        });
     }
 
     #[test]

@@ -7,8 +7,8 @@
 )]
 
 use std::sync::Arc;
+use std::time::Duration;
 
-use vhdkit::VirtualDisk;
 use vhdkit::disk::{Layer, OpenOptions, open_image};
 use vhdkit::image::{CreateParameters, DiskType, Format, IdentifierSource};
 use vhdkit::storage::MemoryStorage;
@@ -16,8 +16,9 @@ use vhdkit::verbs::compact::{CompactMode, CompactOptions, compact};
 use vhdkit::verbs::compare::compare;
 use vhdkit::verbs::convert::convert_disk;
 use vhdkit::verbs::merge::{MergeOptions, merge};
-use vhdkit::verbs::mirror::{MirrorOptions, break_mirror, is_mirrored, mirror};
+use vhdkit::verbs::mirror::{MirrorOptions, break_mirror, is_mirrored, mirror, mirror_onto};
 use vhdkit::verbs::resize::{NewSize, ResizeOptions, resize};
+use vhdkit::{Operation, VirtualDisk};
 use vhdkit_testkit::contract::Running;
 use vhdkit_testkit::guest::GuestOp;
 use vhdkit_testkit::honest::Drive;
@@ -259,17 +260,7 @@ fn mirror_says_half_when_half_is_copied() {
         }
         drive.assert_honest(&format!("mirror, existing: {existing}"), || {
             let operation = mirror(open.clone(), options);
-            let observer = operation.observer();
-            let disk = Arc::downgrade(&open);
-            std::thread::spawn(move || {
-                while observer.progress().status == vhdkit::Status::Pending {
-                    let Some(disk) = disk.upgrade() else { return };
-                    if is_mirrored(&disk) && break_mirror(&disk).is_ok() {
-                        return;
-                    }
-                    std::thread::sleep(std::time::Duration::from_millis(2));
-                }
-            });
+            break_when_equal(&operation, &open);
             Running::of(operation)
         });
     }
@@ -300,5 +291,97 @@ fn resize_says_half_when_half_of_the_table_is_moved() {
                 dry_run: false,
             },
         ))
+    });
+}
+
+/// A table of 96 MiB, all of it in use, that has to be read before anybody knows how much there is to do.
+fn large_table(drive: &Arc<Drive>, disk_type: DiskType) -> Arc<VirtualDisk> {
+    let bytes = new_image(&CreateParameters {
+        block_size: Some(MIB),
+        ..parameters(Format::Vhdx, disk_type, 12 << 40)
+    })
+    .unwrap();
+    let image = open_image(drive.file(MemoryStorage::clone(&bytes)), Format::Vhdx, true).unwrap();
+    let layers = vec![Layer::new(image, "image").writable(true)];
+    Arc::new(VirtualDisk::from_layers(layers, true).unwrap())
+}
+
+/// Reading the table takes half a second of work: it moves during that, too.
+const TABLE_READ: Duration = Duration::from_millis(400);
+
+#[test]
+fn progress_moves_while_it_is_found_out_how_much_there_is_to_do() {
+    let drive = Arc::new(Drive::default());
+    let open = large_table(&drive, DiskType::Fixed);
+    drive.assert_moves("convert of 12 TiB", TABLE_READ, || {
+        let target = drive.file(MemoryStorage::new());
+        Running::of(convert_disk(
+            open.clone(),
+            target,
+            parameters(Format::Vhdx, DiskType::Dynamic, 0),
+        ))
+    });
+    let (a, b) = (
+        large_table(&drive, DiskType::Fixed),
+        large_table(&drive, DiskType::Dynamic),
+    );
+    let [a, b] = [a, b].map(|disk| Arc::into_inner(disk).unwrap());
+    drive.assert_moves("compare of 12 TiB", TABLE_READ, || {
+        Running::of(compare(a, b))
+    });
+    let open = large_table(&drive, DiskType::Fixed);
+    let target = large_table(&drive, DiskType::Dynamic);
+    drive.assert_moves("mirror of 12 TiB", TABLE_READ, || {
+        Running::of(mirror_onto(open.clone(), Arc::into_inner(target).unwrap()))
+    });
+}
+
+/// What is copied to a disk that exists reaches it through a cache: the last flush has not all of it to do. And what is a
+/// hole in the source takes no time, wherever it is.
+#[test]
+fn mirror_onto_a_disk_that_exists_says_half_when_half_is_copied() {
+    for front in [true, false] {
+        let mut disk = Variant {
+            format: Format::Vhdx,
+            disk_type: DiskType::Dynamic,
+            virtual_size: 4 * DATA,
+            block_size: Some(2 * MIB),
+            sector_size: 512,
+            depth: 1,
+        }
+        .make(1);
+        let step = 8 * MIB;
+        let first = if front { 0 } else { 3 * DATA };
+        let writes: Vec<GuestOp> = (0..DATA / step)
+            .map(|i| GuestOp::write(first + i * step, step, i as u32))
+            .collect();
+        disk.fill(&writes).unwrap();
+        let drive = Arc::new(Drive::default());
+        let open = open_on(&drive, &disk);
+        let bytes = new_image(&parameters(Format::Vhdx, DiskType::Dynamic, 4 * DATA)).unwrap();
+        let image =
+            open_image(drive.file(MemoryStorage::clone(&bytes)), Format::Vhdx, true).unwrap();
+        let target =
+            VirtualDisk::from_layers(vec![Layer::new(image, "copy").writable(true)], true).unwrap();
+        drive.assert_honest(&format!("mirror, data in front: {front}"), || {
+            let operation = mirror_onto(open.clone(), target);
+            break_when_equal(&operation, &open);
+            Running::of(operation)
+        });
+    }
+}
+
+/// Ends the mirror as soon as both are the same.
+fn break_when_equal<T: Send + 'static>(operation: &Operation<T>, disk: &Arc<VirtualDisk>) {
+    let observer = operation.observer();
+    let disk = Arc::downgrade(disk);
+    std::thread::spawn(move || {
+        while observer.progress().status == vhdkit::Status::Pending {
+            let Some(disk) = disk.upgrade() else { return };
+            if is_mirrored(&disk) && break_mirror(&disk).is_ok() {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(2));
+        }
     });
 }

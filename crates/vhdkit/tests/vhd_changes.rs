@@ -152,6 +152,80 @@ fn every_change_is_whole_or_not_at_all_after_a_crash() {
     }
 }
 
+/// The power fails after a process was killed anywhere and another one has changed the disk.
+#[test]
+fn what_a_killed_process_left_unflushed_is_not_built_upon() {
+    let changes: [(DiskType, Change); 5] = [
+        (DiskType::Dynamic, compact),
+        (DiskType::Dynamic, grow_a_little),
+        (DiskType::Dynamic, |image| {
+            image.set_identifier(Uuid::from_u128(4))
+        }),
+        (DiskType::Differencing, |image| image.set_parent(&link(2))),
+        (DiskType::Differencing, |image| {
+            image.set_identifier(Uuid::from_u128(4))
+        }),
+    ];
+    let mut rng = Rng::new(8);
+    for (number, (disk_type, change)) in changes.into_iter().enumerate() {
+        let first = CrashStorage::new(&disk(disk_type));
+        let mut image = open(first.clone(), true);
+        let mut allowed = vec![view(&image).unwrap()];
+        change(&mut image).unwrap();
+        allowed.push(view(&image).unwrap());
+        image.close().unwrap();
+        let recording = first.recording();
+        for killed in 0..=recording.ops().len() {
+            let storage = recording.killed_at(killed);
+            let mut image = open(storage.clone(), true);
+            let mut allowed = allowed.clone();
+            if disk_type == DiskType::Differencing {
+                image.set_identifier(Uuid::from_u128(9)).unwrap();
+            } else {
+                // The table needs a further sector, and moves.
+                image
+                    .resize(130 * BLOCK, &NoBacking, &mut |_, _| Ok(()))
+                    .unwrap();
+            }
+            allowed.push(view(&image).unwrap());
+            image.close().unwrap();
+            let few = Sampling {
+                exhaustive: 2,
+                random: 1,
+                torn: 2,
+            };
+            for epoch in storage.recording().epochs() {
+                for fates in epoch.fates(&few, &mut rng) {
+                    let what = format!("change {number}, {killed}: {}", epoch.describe(&fates));
+                    let crashed: Arc<dyn Storage> = Arc::new(epoch.image(&fates));
+                    assert_clean(&crashed, &what);
+                    let seen = view(&open(crashed, false)).unwrap();
+                    assert!(allowed.contains(&seen), "{what}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn growing_takes_five_barriers_and_the_table_stays_where_nothing_is_behind_it() {
+    let empty = new_image(&variant(DiskType::Dynamic).parameters(DiskType::Dynamic, None)).unwrap();
+    let used = disk(DiskType::Dynamic);
+    for (start, is_empty) in [(&*empty, true), (&used, false)] {
+        let storage = CrashStorage::new(start);
+        let mut image = open(storage.clone(), true);
+        let length = storage.len().unwrap();
+        grow_a_lot(&mut image).unwrap();
+        image.close().unwrap();
+        assert_eq!(storage.flushes(), 5);
+        let table = (1100 * 4_u64).next_multiple_of(512);
+        let added = storage.len().unwrap() - length;
+        assert_eq!(added < table, is_empty, "{added} bytes longer");
+        let shared: Arc<dyn Storage> = storage;
+        assert_clean(&shared, "grown");
+    }
+}
+
 #[test]
 fn every_call_of_a_change_may_fail() {
     for (number, (disk_type, change)) in CHANGES.into_iter().enumerate() {

@@ -220,6 +220,7 @@ fn worst(file: &Arc<dyn Storage>) -> Option<String> {
     (!bad.is_empty()).then(|| format!("{bad:?}"))
 }
 
+#[derive(Clone)]
 struct State {
     begun: usize,
     ended: usize,
@@ -476,6 +477,74 @@ fn a_crash_while_resizing_leaves_the_old_size_or_the_new_one() {
                 Op::Resize(6 * MIB),
             ],
         );
+    }
+}
+
+/// The power fails after a process was killed anywhere and another one has changed the disk: what the first one wrote and
+/// nobody flushed must not be what the second one's order of writing relies on.
+#[test]
+fn what_a_killed_process_left_unflushed_is_not_built_upon() {
+    let disk = variant(DiskType::Dynamic, 8 * MIB, MIB, 512).make(1);
+    let parents = Parents::of(&disk);
+    let content = disk.content.clone();
+    let state = |image: &dyn Image, content: &MemoryStorage| State {
+        begun: 0,
+        ended: 0,
+        content: content.clone(),
+        described: described(image),
+        link: image.info().link_identifier,
+    };
+    let storage = CrashStorage::new(&disk.layers[0]);
+    let mut image = open(storage.clone(), true);
+    let mut states = vec![state(&*image, &content)];
+    for op in [Op::Resize(200 << 30), Op::Item(1, Some(9000))] {
+        apply(&op, &mut *image, &parents).unwrap();
+        follow(&op, &content);
+        states.push(state(&*image, &content));
+    }
+    image.close().unwrap();
+    let recording = storage.recording();
+    let few = Sampling {
+        exhaustive: 2,
+        random: 2,
+        torn: 3,
+    };
+    let mut rng = Rng::new(4);
+    for killed in 0..=recording.ops().len() {
+        let storage = recording.killed_at(killed);
+        let mut image = open(storage.clone(), true);
+        let mut states = states.clone();
+        let op = Op::Resize(9 * MIB);
+        apply(&op, &mut *image, &parents).unwrap();
+        follow(&op, &content);
+        states.push(state(&*image, &content));
+        image.close().unwrap();
+        for epoch in storage.recording().epochs() {
+            for fates in epoch.fates(&few, &mut rng) {
+                if let Some(wrong) = violation(&disk, epoch.image(&fates), &states) {
+                    panic!(
+                        "killed after {killed} operations, then: {wrong}\n{}",
+                        epoch.describe(&fates)
+                    );
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_session_of_changes_that_go_through_the_log_takes_four_barriers() {
+    let sizes: [u64; 3] = [9 * MIB, 200 << 30, 3 * MIB];
+    for (size, barriers) in sizes.into_iter().zip([4, 4, 9]) {
+        let disk = variant(DiskType::Dynamic, 8 * MIB, MIB, 512).make(1);
+        let storage = CrashStorage::new(&disk.layers[0]);
+        let mut image = open(storage.clone(), true);
+        image
+            .resize(size, &Parents::of(&disk), &mut |_, _| Ok(()))
+            .unwrap();
+        image.close().unwrap();
+        let taken = storage.flushes();
+        assert!(taken <= barriers, "{taken} barriers for {size} bytes");
     }
 }
 

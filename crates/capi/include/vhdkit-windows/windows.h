@@ -17,8 +17,17 @@
 #ifndef MAX_PATH
 #define MAX_PATH 260
 #endif
+/* As in guiddef.h: pointers in C, references in C++. */
 #ifndef IsEqualGUID
-#define IsEqualGUID(a, b) (memcmp(&(a), &(b), sizeof(GUID)) == 0)
+#ifdef __cplusplus
+typedef const GUID &REFGUID;
+inline BOOL IsEqualGUID(REFGUID a, REFGUID b) { return memcmp(&a, &b, sizeof(GUID)) == 0; }
+inline bool operator==(REFGUID a, REFGUID b) { return IsEqualGUID(a, b) != FALSE; }
+inline bool operator!=(REFGUID a, REFGUID b) { return !(a == b); }
+#else
+typedef const GUID *REFGUID;
+#define IsEqualGUID(a, b) (memcmp((a), (b), sizeof(GUID)) == 0)
+#endif
 #endif
 #ifndef UNREFERENCED_PARAMETER
 #define UNREFERENCED_PARAMETER(p) ((void)(p))

@@ -46,6 +46,47 @@ static void version_1(void) {
     close_handle(handle);
 }
 
+/* Handles that share a disk have their own rights. */
+static void shared_disks_and_rights(void) {
+    HANDLE handle = create("rights.vhdx", 8 * MB), others[2] = {NULL, NULL};
+    int i;
+    attach(handle);
+    put(handle, 0, 1);
+    EXPECT(ERROR_SUCCESS, try_open("rights.vhdx", OPEN_VIRTUAL_DISK_FLAG_NONE, TRUE, FALSE, &others[0]));
+    EXPECT(ERROR_SUCCESS, try_open_v1("rights.vhdx", VIRTUAL_DISK_ACCESS_GET_INFO, 0, &others[1]));
+    for (i = 0; i < 2; i++) {
+        UCHAR sector[512] = {2}, sense[18], write10[10] = {0x2A, 0, 0, 0, 0, 0, 0, 0, 1, 0};
+        RAW_SCSI_VIRTUAL_DISK_PARAMETERS p;
+        RAW_SCSI_VIRTUAL_DISK_RESPONSE r;
+        OVERLAPPED o = at_offset(0);
+        DWORD n;
+        EXPECT_LAST_ERROR(ERROR_ACCESS_DENIED, WriteFile(others[i], sector, 512, &n, &o));
+        EXPECT_LAST_ERROR(ERROR_ACCESS_DENIED, ReadFile(others[i], sector, 512, &n, &o));
+        memset(&p, 0, sizeof p);
+        memset(&r, 0, sizeof r);
+        p.Version = r.Version = RAW_SCSI_VIRTUAL_DISK_VERSION_1;
+        p.Version1.Cdb = write10;
+        p.Version1.CdbLength = sizeof write10;
+        p.Version1.DataBuffer = sector;
+        p.Version1.DataTransferLength = sizeof sector;
+        p.Version1.SenseInfo = sense;
+        p.Version1.SenseInfoLength = sizeof sense;
+        EXPECT(ERROR_SUCCESS, RawSCSIVirtualDisk(others[i], &p, RAW_SCSI_VIRTUAL_DISK_FLAG_NONE, &r));
+        CHECK(r.Version1.ScsiStatus == 0x84 && (sense[2] & 0x0F) == 7 && sense[12] == 0x27);
+        close_handle(others[i]);
+    }
+    CHECK(get(handle, 0) == 1);
+    close_handle(handle);
+
+    /* An RWDepth of 0: nothing can be written, whatever the mask has. */
+    handle = open_v1("rights.vhdx", VIRTUAL_DISK_ACCESS_ALL, 0);
+    EXPECT(ERROR_ACCESS_DENIED, CompactVirtualDisk(handle, COMPACT_VIRTUAL_DISK_FLAG_NONE, NULL, NULL));
+    EXPECT(ERROR_ACCESS_DENIED, AttachVirtualDisk(handle, NULL, raw(0), 0, NULL, NULL));
+    EXPECT(ERROR_SUCCESS, AttachVirtualDisk(handle, NULL, raw(1), 0, NULL, NULL));
+    CHECK(get(handle, 0) == 1);
+    close_handle(handle);
+}
+
 static void sources_and_parents(void) {
     CREATE_VIRTUAL_DISK_PARAMETERS p = creation(0);
     HANDLE handle;
@@ -226,6 +267,7 @@ int main(int argc, char **argv) {
     create_open_and_use("dynamic.vhd", CREATE_VIRTUAL_DISK_FLAG_NONE);
     create_open_and_use("fixed.vhd", CREATE_VIRTUAL_DISK_FLAG_FULL_PHYSICAL_ALLOCATION);
     version_1();
+    shared_disks_and_rights();
     sources_and_parents();
     reading_and_writing();
     attachments_and_handles();

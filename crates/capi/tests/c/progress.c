@@ -125,6 +125,7 @@ static void p_26_and_27_two_at_once(void) {
     unsigned char sector[512];
     VIRTUAL_DISK_PROGRESS p;
     EXPECT(ERROR_IO_PENDING, start_mirror(disk, "p26.vhdx", MIRROR_VIRTUAL_DISK_FLAG_NONE, &o));
+    EXPECT(ERROR_INVALID_PARAMETER, start_mirror(disk, "p26-again.vhdx", MIRROR_VIRTUAL_DISK_FLAG_NONE, &o));
     EXPECT(ERROR_BUSY, CompactVirtualDisk(disk, COMPACT_VIRTUAL_DISK_FLAG_NONE, NULL, &second));
     EXPECT(ERROR_INVALID_PARAMETER, GetVirtualDiskOperationProgress(disk, &second, &p));
     EXPECT_LAST_ERROR(ERROR_INVALID_PARAMETER, ReadFile(disk, sector, sizeof sector, NULL, &o));

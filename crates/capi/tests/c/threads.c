@@ -5,11 +5,11 @@
 
 static HANDLE disk, event;
 static OVERLAPPED mirror;
-static volatile int stop;
+static int stop;
 
 static void *poll_progress(void *unused) {
     (void)unused;
-    while (!stop)
+    while (!__atomic_load_n(&stop, __ATOMIC_ACQUIRE))
         progress(disk, &mirror);
     return NULL;
 }
@@ -81,7 +81,7 @@ int main(int argc, char **argv) {
     for (i = 0; i < 4; i++)
         pthread_join(threads[i], NULL);
     wait_mirrored(disk, &mirror);
-    stop = 1;
+    __atomic_store_n(&stop, 1, __ATOMIC_RELEASE);
     pthread_join(threads[5], NULL);
     pthread_join(threads[6], NULL);
     EXPECT(ERROR_SUCCESS, BreakMirrorVirtualDisk(disk));

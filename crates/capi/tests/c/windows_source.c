@@ -89,8 +89,15 @@ int main(int argc, char **argv) {
     WCHAR first[600], second[600];
     if (argc != 2 || MultiByteToWideChar(CP_UTF8, 0, argv[1], -1, folder, 512) == 0)
         return 2;
-    if (!IsEqualGUID(VIRTUAL_STORAGE_TYPE_VENDOR_MICROSOFT, VIRTUAL_STORAGE_TYPE_VENDOR_MICROSOFT))
+#ifdef __cplusplus
+    if (!IsEqualGUID(VIRTUAL_STORAGE_TYPE_VENDOR_MICROSOFT, VIRTUAL_STORAGE_TYPE_VENDOR_MICROSOFT) ||
+        VIRTUAL_STORAGE_TYPE_VENDOR_MICROSOFT == VIRTUAL_STORAGE_TYPE_VENDOR_UNKNOWN)
         return 3;
+#else
+    if (!IsEqualGUID(&VIRTUAL_STORAGE_TYPE_VENDOR_MICROSOFT, &VIRTUAL_STORAGE_TYPE_VENDOR_MICROSOFT) ||
+        IsEqualGUID(&VIRTUAL_STORAGE_TYPE_VENDOR_MICROSOFT, &VIRTUAL_STORAGE_TYPE_VENDOR_UNKNOWN))
+        return 3;
+#endif
     PathOf(first, L"first.vhdx");
     PathOf(second, L"second.vhdx");
     if (CreateDisk(first, 64ull * 1024 * 1024) != ERROR_SUCCESS)

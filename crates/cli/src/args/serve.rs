@@ -46,7 +46,8 @@ pub(crate) struct ServeArgs {
     #[arg(long, value_enum)]
     pub(crate) format: Option<FormatName>,
 
-    /// End when the last client has gone
+    /// End when the last client has gone, also one that only asked for the list; one
+    /// that says nothing is none
     #[arg(long)]
     pub(crate) exit_when_idle: bool,
 

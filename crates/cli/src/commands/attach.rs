@@ -6,7 +6,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use serde::Serialize;
-use vhdkit::ErrorKind;
 use vhdkit_attach::{AttachOptions, Attachment, Lifetime};
 
 use super::{Session, text};
@@ -69,10 +68,7 @@ pub(crate) fn run(args: &AttachArgs, session: &mut Session) -> Result<u8, Failur
     if let Some(folder) = &args.file {
         options = options.folder(folder);
     }
-    let attached = options
-        .lifetime(lifetime)
-        .attach(&args.path)
-        .map_err(|e| explain(e, args.read_only))?;
+    let attached = options.lifetime(lifetime).attach(&args.path)?;
     let asked = Arc::new(AtomicBool::new(false));
     if args.foreground {
         // Before it is said that the device is there: whoever reads that may be quick.
@@ -129,16 +125,6 @@ fn options(
         formats::refuse_without_signature(path)?;
     }
     Ok(options)
-}
-
-fn explain(error: vhdkit::Error, read_only: bool) -> Failure {
-    let hint = match error.kind() {
-        ErrorKind::AccessDenied | ErrorKind::WriteProtected if !read_only => {
-            "to attach it without changing it, use --read-only"
-        }
-        _ => return error.into(),
-    };
-    Failure::from(error).hint(hint)
 }
 
 pub(crate) fn detach(args: &DetachArgs, session: &mut Session) -> Result<u8, Failure> {
@@ -251,8 +237,7 @@ fn state(attachment: &Attachment) -> &'static str {
 
 pub(crate) fn mount(args: &MountArgs, session: &mut Session) -> Result<u8, Failure> {
     let options = options(&args.path, args.read_only, args.format, &args.parents)?;
-    let attachment = vhdkit_attach::mount(&options, &args.path, &args.folder, args.partition)
-        .map_err(|e| explain(e, args.read_only))?;
+    let attachment = vhdkit_attach::mount(&options, &args.path, &args.folder, args.partition)?;
     if args.output.json {
         session.out.json(&Row::of(&attachment))?;
     } else {

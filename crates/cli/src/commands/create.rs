@@ -70,6 +70,13 @@ fn request(args: CreateArgs) -> Result<Request, Failure> {
     let profile = args.profile.map(Profile::from);
     let format = formats::of_new_file_for(&args.path, args.format, profile)?;
     let disk_type = disk_type(&args)?;
+    // For Azure a size is made whole anyway.
+    if let Some(size) = args.size
+        && profile != Some(Profile::Azure)
+    {
+        let sector = args.sector_size.filter(|_| format == Format::Vhdx);
+        size::whole_sectors(size, sector.unwrap_or(512).into())?;
+    }
     if format == Format::Raw {
         refuse_for_raw(&args, disk_type)?;
     }

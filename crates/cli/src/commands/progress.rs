@@ -13,7 +13,7 @@ use super::{Session, text};
 use crate::args::PendingArgs;
 use crate::failure::{DONE, Failure};
 use crate::output::{self, Output};
-use crate::progress::{INTERVAL, percent};
+use crate::progress::{INTERVAL, Numbers};
 use crate::size;
 
 /// ERROR_PROCESS_ABORTED: the status of an operation whose process ended without a word.
@@ -69,18 +69,13 @@ pub(super) struct Row<'a> {
     pid: u32,
     started: String,
     status: u32,
-    current: u64,
-    completion: u64,
-    percent: f64,
+    #[serde(flatten)]
+    numbers: Numbers,
 }
 
 impl<'a> Row<'a> {
     pub(super) fn of(operation: &'a PublishedOperation, standing: Standing) -> Self {
-        let mut progress = operation.progress();
-        // The numbers of a finished operation mean nothing; what succeeded is shown as complete.
-        if progress.status == Status::Succeeded {
-            progress.current = progress.completion;
-        }
+        let progress = operation.progress();
         Self {
             operation: operation.name(),
             path: text(operation.path()),
@@ -91,9 +86,7 @@ impl<'a> Row<'a> {
                 Standing::Lost => LOST,
                 _ => progress.status.win32_code(),
             },
-            current: progress.current,
-            completion: progress.completion,
-            percent: percent(progress),
+            numbers: Numbers::of(progress, operation.unit()),
         }
     }
 }
@@ -104,25 +97,31 @@ impl<'a> Row<'a> {
 fn line(operation: &PublishedOperation, most: usize) -> String {
     const WIDTH: u64 = 10;
     let progress = operation.progress();
+    let known = operation.unit() != Unit::BytesSoFar;
     let of = |whole: u64| {
         let part = u128::from(progress.current) * u128::from(whole);
         u64::try_from(part / u128::from(progress.completion.max(1))).unwrap_or(whole)
     };
     let bar: String = (0..WIDTH)
         .map(|i| match i.cmp(&of(WIDTH)) {
+            _ if !known => ' ',
             std::cmp::Ordering::Less => '=',
             std::cmp::Ordering::Equal => '>',
             std::cmp::Ordering::Greater => ' ',
         })
         .collect();
-    let mut line = format!("{:<8} {:>3}% [{bar}]", operation.name(), of(100));
-    if operation.unit() == Unit::Bytes {
-        let (current, completion) = (
-            size::short(progress.current),
-            size::short(progress.completion),
-        );
-        let _ = write!(line, "  {current} of {completion}");
-    }
+    let percent = if known {
+        format!("{:>3}%", of(100))
+    } else {
+        "   ?".into()
+    };
+    let mut line = format!("{:<8} {percent} [{bar}]", operation.name());
+    let current = size::short(progress.current);
+    let _ = match operation.unit() {
+        Unit::Bytes => write!(line, "  {current} of {}", size::short(progress.completion)),
+        Unit::BytesSoFar => write!(line, "  {current} so far"),
+        _ => Ok(()),
+    };
     let elapsed = SystemTime::now().duration_since(operation.started());
     let elapsed = Duration::from_secs(elapsed.map_or(0, |d| d.as_secs()));
     let _ = write!(
@@ -279,7 +278,11 @@ impl View for Log {
         for operation in running {
             let progress = operation.progress();
             let tenths = u128::from(progress.current) * 10 / u128::from(progress.completion.max(1));
-            let tenths = u64::try_from(tenths).unwrap_or(10);
+            let tenths = match operation.unit() {
+                // Nobody knows the whole.
+                Unit::BytesSoFar => 0,
+                _ => u64::try_from(tenths).unwrap_or(10),
+            };
             let last = self.shown.iter_mut().find(|(id, _)| id == operation.id());
             match last {
                 Some((_, last)) if *last >= tenths => continue,

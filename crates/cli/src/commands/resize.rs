@@ -103,11 +103,14 @@ pub(crate) fn run(args: &ResizeArgs, session: &mut Session) -> Result<u8, Failur
     )
 }
 
+/// The smallest there is, in bytes. What the disk's own are is known to the library.
+const SECTOR: u64 = 512;
+
 fn wanted(change: Change, size: u64) -> Result<u64, Failure> {
     match change {
-        Change::To(size) => Ok(size),
+        Change::To(size) => size::whole_sectors(size, SECTOR),
         Change::By(more) => size
-            .checked_add(more)
+            .checked_add(size::whole_sectors(more, SECTOR)?)
             .ok_or_else(|| Failure::usage("the size is too large")),
     }
 }

@@ -143,10 +143,12 @@ fn open(args: &ServeArgs, path: &Path) -> Result<VirtualDisk, Failure> {
         formats::refuse_without_signature(path)?;
     }
     options.writable(!read_only).open(path).map_err(|e| {
+        if !read_only && may_only_be_read(&e, path) {
+            return e
+                .with_better_hint("to serve it without changing it, use --read-only")
+                .into();
+        }
         let hint = match e.kind() {
-            ErrorKind::AccessDenied | ErrorKind::WriteProtected if !read_only => {
-                "to serve it without changing it, use --read-only"
-            }
             ErrorKind::SharingViolation => {
                 "wait until the other program has closed it; several can read it at once with --read-only"
             }
@@ -154,6 +156,15 @@ fn open(args: &ServeArgs, path: &Path) -> Result<VirtualDisk, Failure> {
         };
         Failure::from(e).hint(hint)
     })
+}
+
+/// True if that is all that is wrong.
+fn may_only_be_read(error: &vhdkit::Error, disk: &Path) -> bool {
+    matches!(
+        error.kind(),
+        ErrorKind::AccessDenied | ErrorKind::WriteProtected
+    ) && error.path() == Some(disk)
+        && std::fs::File::open(disk).is_ok()
 }
 
 /// Nobody writes to these.

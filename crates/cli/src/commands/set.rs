@@ -1,11 +1,12 @@
 //! `vhdkit set`, `set-parent` and `metadata`: what a disk says about itself.
 
 use std::io::Read;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 use uuid::Uuid;
 use vhdkit::disk::{OpenOptions, Parents};
+use vhdkit::verbs::information::{ParentLocation, parent_location};
 use vhdkit::verbs::set;
 use vhdkit::verbs::set_parent::{SetParentOptions, set_parent};
 use vhdkit::{Error, ErrorKind, VirtualDisk};
@@ -35,26 +36,68 @@ struct NewParent {
 pub(crate) fn parent(args: &SetParentArgs, session: &mut Session) -> Result<u8, Failure> {
     let open = args.parents.open_options()?;
     let depth = if args.dry_run { 0 } else { args.depth };
-    let disk = if args.depth == 1 {
-        alone(&args.path, !args.dry_run)?
-    } else {
-        open.clone().write_depth(depth).open(&args.path)?
+    let whole = match args.depth {
+        1 => None,
+        _ => match open.clone().write_depth(depth).open(&args.path) {
+            Ok(disk) => Some(disk),
+            // It may be the very link that is to be put right.
+            Err(error) => match file_at_depth(args) {
+                Some(_) if error.kind() == ErrorKind::SharingViolation => return Err(error.into()),
+                Some(path) => return set_alone(&path, args, session),
+                None => return Err(error.into()),
+            },
+        },
+    };
+    let Some(disk) = whole else {
+        return set_alone(&args.path, args, session);
     };
     let path = disk
         .layers()
         .get(args.depth.saturating_sub(1))
         .map_or_else(|| args.path.clone(), |layer| layer.path.clone());
+    give_parent(&disk, args.depth, args)?;
+    disk.close()?;
+    tell(&path, args, session)
+}
+
+/// The file at this depth, if what lies before it leads there. What lies behind it is not looked at.
+fn file_at_depth(args: &SetParentArgs) -> Option<PathBuf> {
+    let map = args.parents.map().ok()?;
+    let mut path = args.path.clone();
+    for depth in 1..args.depth {
+        path = if args.parents.names_parents() {
+            args.parents.parent.get(depth - 1)?.clone()
+        } else {
+            match parent_location(&alone(&path, false).ok()?, &map) {
+                Some(ParentLocation::Resolved(parent)) => parent,
+                _ => return None,
+            }
+        };
+    }
+    (args.depth > 0).then_some(path)
+}
+
+fn set_alone(path: &Path, args: &SetParentArgs, session: &mut Session) -> Result<u8, Failure> {
+    let disk = alone(path, !args.dry_run)?;
+    give_parent(&disk, 1, args)?;
+    disk.close()?;
+    tell(path, args, session)
+}
+
+fn give_parent(disk: &VirtualDisk, depth: usize, args: &SetParentArgs) -> Result<(), Failure> {
     let options = SetParentOptions {
         parent: args.new_parent.clone(),
-        depth: args.depth,
+        depth,
         open: OpenOptions::new().parent_map(args.parents.map()?),
         ignore_identifier: args.ignore_id,
         dry_run: args.dry_run,
     };
-    set_parent(&disk, &options)?;
-    disk.close()?;
+    Ok(set_parent(disk, &options)?)
+}
+
+fn tell(path: &Path, args: &SetParentArgs, session: &mut Session) -> Result<u8, Failure> {
     let done = NewParent {
-        path: text(&path),
+        path: text(path),
         parent: text(&args.new_parent),
         depth: args.depth,
         dry_run: args.dry_run,

@@ -43,6 +43,8 @@ pub(crate) fn run(args: &WriteArgs, session: &mut Session) -> Result<u8, Failure
         .name("input".into())
         .spawn(move || read_input(offset, &chunks))
         .map_err(Failure::Input)?;
+    // Of what comes through a pipe nobody knows how much it is, only that it has to fit.
+    let unit = known.map_or(Unit::BytesSoFar, |_| Unit::Bytes);
     let room = disk.virtual_size() - offset;
     let work = move |monitor: &Monitor| {
         monitor.set_completion(known.unwrap_or(room));
@@ -50,7 +52,7 @@ pub(crate) fn run(args: &WriteArgs, session: &mut Session) -> Result<u8, Failure
     };
     let length = follow(
         Operation::start("write", work),
-        &Subject::disk(&args.path).counted_in(Unit::Bytes),
+        &Subject::disk(&args.path).counted_in(unit),
         args.progress.progress,
         Some(&session.interrupt),
     )??;

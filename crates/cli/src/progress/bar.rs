@@ -12,16 +12,24 @@ use super::View;
 /// What is over sooner than this shows no bar.
 const PATIENCE: Duration = Duration::from_millis(250);
 
+/// Columns of a terminal in which a bar makes no sense.
+const NARROW: u16 = 56;
+
 /// The bar. It counts from the start, so that its first rate is right, but is only drawn once it is worth it.
 pub(super) struct Bar {
+    unit: Unit,
     since: Instant,
     bar: ProgressBar,
 }
 
 impl Bar {
     pub(super) fn new(unit: Unit) -> Self {
+        let narrow = Term::stderr().size().1 < NARROW;
         let template = match unit {
+            Unit::BytesSoFar if narrow => "{msg} {binary_bytes}",
+            _ if narrow => "{msg} {percent:>3}%",
             Unit::Bytes => "{msg} {percent:>3}% [{wide_bar}] {binary_bytes_per_sec}, {eta} left",
+            Unit::BytesSoFar => "{msg} {binary_bytes}, {binary_bytes_per_sec}",
             _ => "{msg} {percent:>3}% [{wide_bar}]",
         };
         let style = ProgressStyle::with_template(template)
@@ -30,6 +38,7 @@ impl Bar {
         let bar = ProgressBar::hidden();
         bar.set_style(style);
         Self {
+            unit,
             since: Instant::now(),
             bar,
         }
@@ -43,8 +52,15 @@ impl View for Bar {
             let target = ProgressDrawTarget::term_like_with_hz(screen, 10);
             self.bar.set_draw_target(target);
         }
-        let asked = if stopping { " (stopping)" } else { "" };
-        let message = format!("{name}{asked}");
+        let all = progress.current >= progress.completion && self.unit != Unit::BytesSoFar;
+        let note = match (stopping, all) {
+            (true, _) => " (stopping)",
+            // What is left, mostly writing out what the system still holds in memory, has no numbers.
+            (false, true) if name != "mirror" => " (finishing)",
+            (false, true) => " (in step)",
+            _ => "",
+        };
+        let message = format!("{name}{note}");
         if self.bar.message() != message {
             self.bar.set_message(message);
         }

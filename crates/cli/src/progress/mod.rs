@@ -16,6 +16,7 @@ use bar::Bar;
 
 use crate::args::ProgressChoice;
 use crate::signals::Interrupt;
+use crate::size;
 
 /// Time between two looks at the operation.
 pub(crate) const INTERVAL: Duration = Duration::from_millis(100);
@@ -83,8 +84,8 @@ pub(crate) fn follow<T: Send + 'static>(
 fn watch(show: Show, unit: Unit, observer: &Observer, over: &Receiver<()>) {
     let mut view: Box<dyn View> = match show {
         Show::Bar => Box::new(Bar::new(unit)),
-        Show::Text => Box::new(Text { shown: 0 }),
-        Show::Json | Show::Nothing => Box::new(Json { begun: false }),
+        Show::Text => Box::new(Text { unit, shown: 0 }),
+        Show::Json | Show::Nothing => Box::new(Json { unit, begun: false }),
     };
     loop {
         let progress = observer.progress();
@@ -106,13 +107,24 @@ trait View {
     fn over(&mut self, name: &str, progress: Progress);
 }
 
-/// A line for every tenth, for logs.
+/// A line for every tenth, for logs; where nobody knows the whole, whenever it has doubled.
 struct Text {
+    unit: Unit,
     shown: u64,
 }
 
+/// The least that is worth a line where nobody knows the whole, in bytes.
+const WORTH_A_LINE: u64 = 64 << 20;
+
 impl View for Text {
     fn pending(&mut self, name: &str, progress: Progress, _stopping: bool) {
+        if self.unit == Unit::BytesSoFar {
+            if progress.current >= WORTH_A_LINE.max(self.shown.saturating_mul(2)) {
+                self.shown = progress.current;
+                say(&format!("{name}: {}", size::short(progress.current)));
+            }
+            return;
+        }
         let tenths = u128::from(progress.current) * 10 / u128::from(progress.completion.max(1));
         let tenths = u64::try_from(tenths).unwrap_or(10);
         if tenths > self.shown {
@@ -122,7 +134,8 @@ impl View for Text {
     }
 
     fn over(&mut self, name: &str, progress: Progress) {
-        if progress.status == Status::Succeeded && self.shown < 10 {
+        let known = self.unit != Unit::BytesSoFar;
+        if progress.status == Status::Succeeded && (self.shown < 10 || !known) {
             say(&format!("{name}: 100%"));
         }
     }
@@ -130,6 +143,7 @@ impl View for Text {
 
 /// One object on a line for every look at the operation.
 struct Json {
+    unit: Unit,
     begun: bool,
 }
 
@@ -138,19 +152,54 @@ struct Json {
 struct JsonLine<'a> {
     operation: &'a str,
     status: u32,
+    #[serde(flatten)]
+    numbers: Numbers,
+}
+
+/// How far it is, as programs are told.
+#[derive(Serialize)]
+pub(crate) struct Numbers {
     current: u64,
-    completion: u64,
-    percent: f64,
+    completion: Option<u64>,
+    percent: Option<f64>,
+}
+
+impl Numbers {
+    /// The numbers of a finished operation mean nothing; what succeeded is shown as complete.
+    pub(crate) fn of(mut progress: Progress, unit: Unit) -> Self {
+        let succeeded = progress.status == Status::Succeeded;
+        match unit {
+            Unit::BytesSoFar if succeeded => progress.completion = progress.current,
+            Unit::BytesSoFar => {
+                return Self {
+                    current: progress.current,
+                    completion: None,
+                    percent: None,
+                };
+            }
+            _ if succeeded => progress.current = progress.completion,
+            _ => {}
+        }
+        let percent = match progress.completion {
+            // Nothing came at all.
+            0 => 100.0,
+            // Two decimals are enough.
+            _ => (progress.percent() * 100.0).round() / 100.0,
+        };
+        Self {
+            current: progress.current,
+            completion: Some(progress.completion),
+            percent: Some(percent),
+        }
+    }
 }
 
 impl JsonLine<'_> {
-    fn say(name: &str, progress: Progress) {
+    fn say(name: &str, progress: Progress, unit: Unit) {
         let line = JsonLine {
             operation: name,
             status: progress.status.win32_code(),
-            current: progress.current,
-            completion: progress.completion,
-            percent: percent(progress),
+            numbers: Numbers::of(progress, unit),
         };
         if let Ok(line) = serde_json::to_string(&line) {
             say(&line);
@@ -161,27 +210,18 @@ impl JsonLine<'_> {
 impl View for Json {
     fn pending(&mut self, name: &str, progress: Progress, _stopping: bool) {
         self.begun = true;
-        JsonLine::say(name, progress);
+        JsonLine::say(name, progress, self.unit);
     }
 
-    fn over(&mut self, name: &str, mut progress: Progress) {
+    fn over(&mut self, name: &str, progress: Progress) {
         // Readers may count on a pending line, however short the work was.
         if !self.begun {
             let mut begin = progress;
             (begin.status, begin.current) = (Status::Pending, 0);
-            JsonLine::say(name, begin);
+            JsonLine::say(name, begin, self.unit);
         }
-        // The numbers of a finished operation mean nothing; what succeeded is shown as complete.
-        if progress.status == Status::Succeeded {
-            progress.current = progress.completion;
-        }
-        JsonLine::say(name, progress);
+        JsonLine::say(name, progress, self.unit);
     }
-}
-
-/// For JSON: two decimals are enough.
-pub(crate) fn percent(progress: Progress) -> f64 {
-    (progress.percent() * 100.0).round() / 100.0
 }
 
 /// One write per line, so that lines of others do not end up inside.

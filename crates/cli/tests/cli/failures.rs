@@ -1,5 +1,7 @@
 //! What can go wrong around the command: files, folders, file systems, pipes.
 
+use vhdkit_testkit::require::require;
+
 use crate::support::{Folder, real_disk};
 
 #[test]
@@ -42,7 +44,9 @@ fn a_missing_file_is_told_in_two_lines() {
     folder
         .run("create nowhere/a.img 1M")
         .failed(1, "the folder does not exist");
-    folder.run("info .").failed(1, "it is a folder");
+    for words in ["info .", "compact .", "resize . 1G", "convert . a.vhd"] {
+        folder.run(words).failed(1, "it is a folder");
+    }
 }
 
 #[test]
@@ -74,12 +78,16 @@ fn a_read_only_folder_takes_nothing() {
     folder.fill("a.img", 1 << 20);
     let script = "mkdir m; mount -t tmpfs none m; cp a.img m; mount -o remount,ro m
         $V create m/b.img 1M; echo $?; $V convert a.img m/b.vhdx; echo $?
+        $V create m/a.img 1M --force; echo $?; $V convert a.img m/a.img --force; echo $?
         $V write m/a.img --offset 0 < a.img; echo $?
         $V info m/a.img > /dev/null; echo $?; ls -A m";
     if let Some(ran) = folder.shell_with_mounts(script) {
-        assert_eq!(ran.out, "1\n1\n1\n0\na.img\n", "{ran:?}");
-        assert!(ran.err.matches("read-only").count() >= 3, "{ran:?}");
-        assert_eq!(ran.err.matches("hint: ").count(), 3, "{ran:?}");
+        assert_eq!(ran.out, "1\n1\n1\n1\n1\n0\na.img\n", "{ran:?}");
+        assert!(ran.err.matches("read-only").count() >= 5, "{ran:?}");
+        assert_eq!(ran.err.matches("hint: ").count(), 5, "{ran:?}");
+        // Whoever makes a file cannot open it read-only instead.
+        let place = "hint: choose a place that can be written to";
+        assert_eq!(ran.err.matches(place).count(), 4, "{ran:?}");
     }
 }
 
@@ -265,4 +273,30 @@ fn streams_may_be_closed_or_full() {
     }
     let ran = folder.shell("$V info none 2>/dev/full");
     assert_eq!(ran.code, Some(1));
+}
+
+#[test]
+fn a_name_that_cannot_be_made_durable_is_no_success() {
+    let folder = Folder::new();
+    if !require(folder.shell("strace -V").code == Some(0), "needs strace") {
+        return;
+    }
+    folder.fill("a.img", 1 << 20);
+    // Only folders are synced with this call.
+    let broken = "strace -f -qq -o /dev/null -e trace=fsync -e inject=fsync:error=EIO $V";
+    for words in [
+        "create b.vhdx 64M",
+        "create b.vhd 64M --type fixed",
+        "convert a.img b.vhdx",
+        "mirror a.img b.vhdx",
+    ] {
+        let ran = folder.shell(&format!("{broken} {words}"));
+        ran.failed(1, "b.vhd");
+        assert_eq!(folder.names(), ["a.img"], "{words}");
+    }
+    folder.ok("create b.vhdx 64M");
+    folder
+        .shell(&format!("{broken} create b.vhdx 32M --force"))
+        .failed(1, "b.vhdx");
+    folder.sound("b.vhdx");
 }

@@ -112,6 +112,29 @@ rest\" ] || exit 7
     );
 }
 
+/// Nothing has changed, so the children of the disk still fit.
+#[test]
+fn a_resize_out_of_space_keeps_the_children() {
+    let folder = Folder::new();
+    folder.fill("data", 3 << 20);
+    on_small(
+        &folder,
+        "16m",
+        "for kind in vhd vhdx; do
+            case $kind in vhd) size=2000G;; vhdx) size=64T;; esac
+            ok $V create m/p.$kind 8M
+            ok $V write m/p.$kind --offset 1M < data
+            ok $V create m/c.$kind --parent m/p.$kind
+            ok $V convert m/c.$kind before.img --force
+            head -c 32M /dev/zero > m/rest 2> /dev/null
+            no $V resize m/p.$kind $size
+            ok $V check --chain m/c.$kind
+            ok $V compare m/c.$kind before.img
+            rm m/*
+        done",
+    );
+}
+
 #[test]
 fn a_compaction_needs_no_space() {
     let folder = Folder::new();

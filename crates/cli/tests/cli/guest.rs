@@ -53,6 +53,14 @@ for i in 1 2 3 4 5 6 7 8 9 10; do [ -e /tmp/writer ] && break; sleep 0.2; done
 [ $(dd bs=4k count=1 skip=5000 iflag=direct <&8 | wc -c) = 0 ]
 exec 8<&-
 fails dd if=/dev/zero of=/mnt/y bs=64k count=1 conv=fsync
+# What is left of the device has gone without anybody looking.
+for i in 1 2 3 4 5 6 7 8 9 10; do [ "$(echo /dev/ublk*)" = /dev/ublk-control ] && break; sleep 0.5; done
+[ "$(echo /dev/ublk*)" = /dev/ublk-control ]
+# What is still mounted is told, and the way out; taken for detached it must not be.
+fails vhdkit detach "$I" 2> /tmp/refusal
+grep 'mounted at /mnt' /tmp/refusal
+grep -e '--lazy' /tmp/refusal
+vhdkit list | grep 'dead.*'
 umount /mnt || umount -l /mnt
 vhdkit list
 vhdkit list
@@ -116,6 +124,12 @@ esac
 {KILL}
 [ "$(echo /dev/ublk*)" = /dev/ublk-control ]
 {AGAIN}
+[ "$(echo /dev/ublk*)" = /dev/ublk-control ]
+# Nothing needs to be written down.
+D=$(vhdkit attach $I | head -1 | cut -d' ' -f1)
+rm /run/vhdkit/*
+vhdkit list | grep "^$D .*$I"
+vhdkit detach $I
 [ "$(echo /dev/ublk*)" = /dev/ublk-control ]
 # Read-only, and with sectors of 4096 bytes.
 vhdkit create /tmp/b.vhdx 64M --sector-size 4096

@@ -40,6 +40,17 @@ fn a_moved_parent_is_recorded() {
         assert_eq!(done["depth"], 2);
         assert!(done["path"].as_str().unwrap().ends_with(&child), "{done}");
         assert_eq!(folder.content(&leaf), flat);
+        // Also without help, although the chain cannot be opened before.
+        std::fs::rename(folder.path(&base), folder.path(&moved)).unwrap();
+        let words = format!("set-parent {leaf} {moved} --depth 2");
+        let middle = read(&child);
+        assert!(folder.ok(&format!("{words} --dry-run")).contains(&child));
+        assert_eq!(read(&child), middle);
+        let said = folder.ok(&words);
+        assert!(said.contains(&format!("{child} has {moved}")), "{said}");
+        assert_eq!(folder.content(&leaf), flat);
+        std::fs::rename(folder.path(&moved), folder.path(&base)).unwrap();
+        folder.ok(&format!("set-parent {leaf} {base} --depth 2"));
         // The name that Windows has for it goes into the record.
         let folder_here = folder.path(".").canonicalize().unwrap();
         let map = format!("C:\\Disks={}", folder_here.display());

@@ -1,17 +1,19 @@
-//! `kill -9` at any moment: the disks are whole, nothing is left lying about, and the command can be run again.
+//! `kill -9` and power cuts at any moment: the disks are whole, nothing is left lying about, and the command can be run
+//! again.
 //!
-//! `VHDKIT_KILLS` is the number of runs, `VHDKIT_SEED` where their moments come from.
+//! `VHDKIT_KILLS` and `VHDKIT_POWER_CUTS` are the numbers of runs, `VHDKIT_SEED` is where their moments come from.
 
 use std::path::Path;
-use std::process::Stdio;
+use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
 use serde_json::json;
 use vhdkit_testkit::hash::sha256;
+use vhdkit_testkit::power::Volume;
 use vhdkit_testkit::rng::Rng;
 
 use crate::published::Place;
-use crate::support::Ran;
+use crate::support::{Folder, Ran};
 
 const ITEM: &str = "6ba7b810-9dad-41d1-80b4-00c04fd430c8";
 
@@ -71,8 +73,7 @@ struct Case {
 }
 
 impl Case {
-    fn new(job: Job, extension: &'static str) -> Self {
-        let place = Place::new();
+    fn new(job: Job, extension: &'static str, place: Place) -> Self {
         let folder = &place.folder;
         let [base, child, leaf] =
             ["base", "child", "leaf"].map(|name| format!("{name}.{extension}"));
@@ -159,7 +160,7 @@ impl Case {
         case
     }
 
-    fn start(&self) -> std::process::Child {
+    fn start(&self) -> Child {
         let mut command = self.place.command(&self.words);
         if self.job == Metadata {
             let input = std::fs::File::open(self.place.folder.path("item")).unwrap();
@@ -172,17 +173,22 @@ impl Case {
             .unwrap()
     }
 
-    /// Kills the command after a while. True if it was still at work.
-    fn run(&self, delay: Duration) -> bool {
+    /// Ends the command after a while. True if it was still at work.
+    fn run(&self, delay: Duration, end: &End<'_>) -> bool {
         for name in self.place.folder.names() {
             std::fs::remove_file(self.place.folder.path(&name)).unwrap();
         }
         copy_files(self.files.path(), &self.place.folder.path("."));
+        if let End::PowerCut(volume) = end {
+            volume.sync();
+        }
         let mut child = self.start();
         std::thread::sleep(delay);
-        child.kill().unwrap();
-        let killed = child.wait().unwrap().code().is_none();
+        let (was_at_work, succeeded) = end.bring(&mut child);
         self.is_whole();
+        if succeeded {
+            self.is_done();
+        }
         assert_eq!(self.place.json("progress --json"), json!([]));
         assert_eq!(self.place.entries(), 0);
         // A copy that is complete is in the way of another one.
@@ -191,7 +197,7 @@ impl Case {
             assert!(self.start().wait().unwrap().success(), "once more");
         }
         self.is_done();
-        killed
+        was_at_work
     }
 
     fn target(&self) -> String {
@@ -315,9 +321,40 @@ fn number(name: &str, default: u64) -> u64 {
     std::env::var(name).map_or(default, |text| text.parse().unwrap())
 }
 
-#[test]
-fn a_killed_command_leaves_whole_disks() {
-    let runs = number("VHDKIT_KILLS", 32);
+/// How a command ends.
+enum End<'a> {
+    Kill,
+    /// The file system goes away under it.
+    PowerCut(&'a Volume),
+}
+
+impl End<'_> {
+    /// Whether the command was still at work, and whether it said that all went well.
+    fn bring(&self, child: &mut Child) -> (bool, bool) {
+        match self {
+            End::Kill => {
+                child.kill().unwrap();
+                let code = child.wait().unwrap().code();
+                (code.is_none(), code == Some(0))
+            }
+            End::PowerCut(volume) => {
+                let ended = child.try_wait().unwrap();
+                volume.cut();
+                // It ends by itself. What it says then, nobody would have heard.
+                let code = child.wait().unwrap().code();
+                assert!(matches!(code, Some(0 | 1)), "{code:?}");
+                volume.restore();
+                (
+                    ended.is_none(),
+                    ended.is_some_and(|status| status.success()),
+                )
+            }
+        }
+    }
+}
+
+/// Ends each kind of command at random moments.
+fn run_all(runs: u64, place: impl Fn() -> Place, end: &End<'_>) {
     let seed = number("VHDKIT_SEED", 1);
     let mut rng = Rng::new(seed);
     let mut at_work = 0;
@@ -326,20 +363,38 @@ fn a_killed_command_leaves_whole_disks() {
         if of_this == 0 {
             continue;
         }
-        let case = Case::new(job, extension);
+        let case = Case::new(job, extension, place());
         let length = u64::try_from(case.length.as_micros()).unwrap();
-        let mut killed = 0;
+        let mut ended = 0;
         for _ in 0..of_this {
             let delay = Duration::from_micros(rng.below(length + length / 10));
-            println!("{job:?} {extension}: seed {seed}, killed after {delay:?} of {length} us");
-            killed += u32::from(case.run(delay));
+            println!("{job:?} {extension}: seed {seed}, ended after {delay:?} of {length} us");
+            ended += u32::from(case.run(delay, end));
         }
-        println!("{job:?} {extension}: {killed} of {of_this} were at work");
-        at_work += killed;
+        println!("{job:?} {extension}: {ended} of {of_this} were at work");
+        at_work += ended;
     }
     println!("{at_work} of {runs} were at work");
     assert!(
         u64::from(at_work) > runs / 4,
         "most were always done before"
     );
+}
+
+#[test]
+fn a_killed_command_leaves_whole_disks() {
+    run_all(number("VHDKIT_KILLS", 32), Place::new, &End::Kill);
+}
+
+#[test]
+fn a_power_cut_leaves_whole_disks() {
+    let runs = number("VHDKIT_POWER_CUTS", 32);
+    for kind in ["xfs", "ext4"] {
+        let Some(volume) = Volume::new(kind, 1024, Path::new(env!("CARGO_TARGET_TMPDIR"))) else {
+            return;
+        };
+        println!("{kind}");
+        let place = || Place::with(Folder::new_in(&volume.root()));
+        run_all(runs / 2, place, &End::PowerCut(&volume));
+    }
 }

@@ -23,6 +23,7 @@ mod json;
 mod killed;
 mod merge;
 mod mirror;
+mod pace;
 mod published;
 mod resize;
 mod serve;

@@ -17,8 +17,12 @@ pub(crate) struct Place {
 
 impl Place {
     pub(crate) fn new() -> Self {
+        Self::with(Folder::new())
+    }
+
+    pub(crate) fn with(folder: Folder) -> Self {
         Self {
-            folder: Folder::new(),
+            folder,
             runtime: tempfile::tempdir().unwrap(),
         }
     }
@@ -94,13 +98,14 @@ fn another_process_sees_how_far_it_is() {
             "started": started,
             "status": 997,
             "current": 1 << 20,
-            "completion": 8 << 20,
-            "percent": 12.5,
+            "completion": null,
+            "percent": null,
         }])
     );
     let ran = place.run("progress");
-    assert!(ran.out.starts_with("write     12% [=>        ]"), "{ran:?}");
-    assert!(ran.out.contains("1 MiB of 8 MiB"), "{ran:?}");
+    // Nobody knows how much will come through a pipe.
+    let start = "write       ? [          ]  1 MiB so far  ";
+    assert!(ran.out.starts_with(start), "{ran:?}");
     assert_eq!(place.json("progress ./a.vhdx --json"), all);
     assert_eq!(place.json("progress b.vhdx --json"), json!([]));
     let ran = place.run("progress b.vhdx");

@@ -131,13 +131,20 @@ fn sizes_and_disks_that_do_not_fit_are_refused_and_untouched() {
         ("resize c.vhd 32M", "differencing vhd disk cannot"),
         ("resize a.vhd 8M", "dynamic vhd disk cannot become smaller"),
         ("resize f.vhd 8M", "fixed vhd disk cannot become smaller"),
-        ("resize a.vhdx 16777217", "whole number of sectors"),
         ("resize a.vhd 3T", "cannot resize a.vhd"),
         ("resize a.vhdx 65T", "cannot resize a.vhdx"),
         ("resize a.vhdx --to-smallest", "no partition table"),
     ] {
         folder.run(words).failed(1, what);
         folder.run(&format!("{words} --dry-run")).failed(1, what);
+        assert_eq!(folder.files(), files, "{words}");
+    }
+    for words in [
+        "resize a.vhdx 16777217",
+        "expand a.vhd +1000",
+        "resize a.vhd 1000",
+    ] {
+        folder.run(words).failed(2, "whole number of sectors");
         assert_eq!(folder.files(), files, "{words}");
     }
     folder

@@ -215,6 +215,30 @@ fn it_is_started_by_socket_activation_and_ends_when_idle() {
 }
 
 #[test]
+fn whoever_only_wants_the_list_is_a_client_whose_end_counts() {
+    if !has_libnbd() {
+        return;
+    }
+    let folder = Folder::new();
+    folder.ok("create a.vhdx 8M");
+    folder.ok("create b.vhdx 8M");
+    let mut serving = Serving::start(&folder, "a.vhdx b.vhdx --socket s --exit-when-idle");
+    // Whoever only looks whether somebody is there is not one.
+    drop(UnixStream::connect(folder.path("s")).unwrap());
+    let mut silent = UnixStream::connect(folder.path("s")).unwrap();
+    silent.read_exact(&mut [0; 18]).unwrap();
+    silent.write_all(&3_u32.to_be_bytes()).unwrap();
+    drop(silent);
+    let ran = folder.shell("nbdinfo --list 'nbd+unix:///?socket=s'");
+    assert_eq!(ran.code, Some(0), "{ran:?}");
+    assert!(
+        ran.out.contains("a.vhdx") && ran.out.contains("b.vhdx"),
+        "{ran:?}"
+    );
+    assert_eq!(serving.wait().code, Some(0));
+}
+
+#[test]
 fn what_cannot_be_served_is_told_with_the_way_out() {
     let folder = Folder::new();
     folder.ok("create a.vhdx 8M");
@@ -272,6 +296,56 @@ fn what_cannot_be_served_is_told_with_the_way_out() {
     if let Some(ran) = ran {
         ran.failed(1, "ro/s");
     }
+}
+
+/// A story of this project: what the operating system's errors usually mean was said instead of what they mean here.
+#[test]
+fn who_may_not_serve_there_is_told_where_one_may() {
+    let is_root = std::process::Command::new("id").arg("-u").output();
+    if !require(is_root.is_ok_and(|o| o.stdout == b"0\n"), "needs root") {
+        return;
+    }
+    // In a folder that everybody may enter, but not write to.
+    let place = tempfile::tempdir().unwrap();
+    let everybody = |path: &std::path::Path, mode| {
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
+    };
+    everybody(place.path(), 0o755);
+    let program = place.path().join("vhdkit");
+    std::fs::copy(env!("CARGO_BIN_EXE_vhdkit"), &program).unwrap();
+    let run = |words: &str| {
+        let mut command = std::process::Command::new("setpriv");
+        command.args(["--reuid=65534", "--regid=65534", "--clear-groups"]);
+        command
+            .arg(&program)
+            .args(words.split(' '))
+            .current_dir(place.path());
+        Ran::of(&command.output().unwrap())
+    };
+    let disk = Folder::new();
+    disk.ok("create a.vhdx 8M");
+    let copy = place.path().join("a.vhdx");
+    std::fs::copy(disk.path("a.vhdx"), &copy).unwrap();
+    let hint = |words: &str, hint: &str| {
+        let ran = run(words);
+        assert_eq!(ran.code, Some(1), "{ran:?}");
+        assert!(ran.err.contains(hint), "{words}: {ran:?}");
+    };
+    everybody(&copy, 0o644);
+    hint("serve a.vhdx --socket /dev/null/s", "use --read-only");
+    hint(
+        "serve a.vhdx --read-only --socket s",
+        "choose a path in a folder",
+    );
+    let low = std::fs::read_to_string("/proc/sys/net/ipv4/ip_unprivileged_port_start");
+    if low.is_ok_and(|port| port.trim() != "0") {
+        hint("serve a.vhdx --read-only --port 80", "ports below 1024");
+    }
+    everybody(&copy, 0o600);
+    hint(
+        "serve a.vhdx --read-only --socket s",
+        "check the permissions",
+    );
 }
 
 #[test]

@@ -21,7 +21,11 @@ pub(crate) struct Ran {
 impl Folder {
     pub(crate) fn new() -> Self {
         // On the disk of the build, not in a memory file system: unnamed files, holes and locks are then the usual ones.
-        Self(tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap())
+        Self::new_in(Path::new(env!("CARGO_TARGET_TMPDIR")))
+    }
+
+    pub(crate) fn new_in(place: &Path) -> Self {
+        Self(tempfile::tempdir_in(place).unwrap())
     }
 
     pub(crate) fn path(&self, name: &str) -> PathBuf {

@@ -1,14 +1,15 @@
 //! Clients that mean no good, or have gone to sleep.
 
-use std::io::Write;
+use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use vhdkit_nbd::Limits;
 use vhdkit_testkit::rng::Rng;
 
 use crate::raw::{EXTENDED, GO, Raw, STRUCTURED, go};
-use crate::support::{MIB, Memory, Served};
+use crate::support::{MIB, Memory, Served, has_libnbd};
 
 fn is_served(served: &Served) {
     let mut raw = Raw::simple(served);
@@ -42,7 +43,8 @@ fn noise_does_not_hurt() {
 #[test]
 fn clients_that_say_nothing_are_shown_out_and_keep_nobody_out() {
     let limits = Limits {
-        clients: 4,
+        // One that is shown out may take a moment to go.
+        clients: 16,
         handshakes: 4,
         handshake_time: Duration::from_millis(1500),
     };
@@ -85,6 +87,61 @@ fn clients_beyond_the_limit_are_told_and_let_in_when_another_has_gone() {
         assert!(begun.elapsed() < Duration::from_secs(30));
         std::thread::sleep(Duration::from_millis(20));
     }
+}
+
+/// A story of this server: 64 clients that had chosen an export and said nothing more kept everybody else out.
+#[test]
+fn one_process_that_sits_on_connections_keeps_no_other_out() {
+    if !has_libnbd() {
+        return;
+    }
+    let served = Served::export(Memory::new(MIB));
+    let mut sitting = Vec::new();
+    loop {
+        let mut raw = Raw::connect(&served);
+        let kind = raw.ask(GO, &go("test"));
+        if kind != 1 {
+            assert_eq!(kind, 0x8000_0002, "after {}", sitting.len());
+            break;
+        }
+        sitting.push(raw);
+        assert!(sitting.len() < 1000, "there is no limit");
+    }
+    assert!(sitting.len() >= 64, "only {}", sitting.len());
+    // Another process is let in, and those who sit there have lost nothing.
+    let uri = served.uri("test");
+    assert_eq!(served.ok("nbdinfo", &["--size", &uri]), "1048576\n");
+    for raw in &mut sitting {
+        raw.request(0, 0, 77, 0, 512);
+        assert_eq!(raw.simple_reply(), (0, 77));
+        raw.take(512);
+    }
+}
+
+#[test]
+fn one_process_that_comes_again_and_again_does_not_push_others_out() {
+    if !has_libnbd() {
+        return;
+    }
+    let served = Served::export(Memory::new(MIB));
+    // It takes its time to choose.
+    let script = format!(
+        "import nbd\nh = nbd.NBD()\nh.set_opt_mode(True)\nh.connect_uri('{}')\nprint('here', flush=True)\ninput()\nh.opt_go()\nprint(h.get_size())\n",
+        served.uri("test")
+    );
+    let mut other = Command::new("/usr/bin/python3")
+        .args(["-c", &script])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(other.stdout.take().unwrap()).lines();
+    assert_eq!(lines.next().unwrap().unwrap(), "here");
+    let many: Vec<Raw> = (0..100).map(|_| Raw::connect(&served)).collect();
+    other.stdin.take().unwrap().write_all(b"\n").unwrap();
+    assert_eq!(lines.next().unwrap().unwrap(), "1048576");
+    assert!(other.wait().unwrap().success());
+    drop(many);
 }
 
 #[test]

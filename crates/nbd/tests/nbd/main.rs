@@ -10,6 +10,7 @@ mod clients;
 mod commands;
 mod guest;
 mod hostile;
+mod lent;
 mod protocol;
 mod raw;
 mod support;

@@ -278,7 +278,13 @@ fn requests_are_made_of_whole_blocks_where_the_export_wants_it() {
     let mut memory = Memory::new(MIB);
     memory.minimum = 4096;
     let served = Served::export(memory);
+    // A client that has not asked cannot know.
     let mut raw = Raw::simple(&served);
+    raw.request(0, 0, 1, 512, 512);
+    assert_eq!(raw.simple_reply(), (0, 1));
+    let mut raw = Raw::connect(&served);
+    let asking = [&4_u32.to_be_bytes()[..], b"test", &[0, 1, 0, 3]].concat();
+    assert_eq!(raw.ask(GO, &asking), 1);
     raw.request(0, 0, 1, 512, 4096);
     assert_eq!(raw.simple_reply(), (22, 1));
     raw.request(0, 0, 2, 4096, 512);
@@ -419,4 +425,69 @@ fn the_old_way_in_works_and_ends_with_unknown_names() {
     let mut raw = Raw::connect(&served);
     raw.option(1, b"nobody");
     assert!(raw.is_over());
+    // With extended headers it is forbidden.
+    let mut raw = Raw::connect(&served);
+    assert_eq!(raw.ask(EXTENDED, &[]), 1);
+    raw.option(1, b"test");
+    assert!(raw.is_over());
+}
+
+#[test]
+fn a_farewell_has_no_answer_whatever_it_says_besides() {
+    let served = Served::export(Memory::new(MIB));
+    for flags in [0, 1, 1 << 9] {
+        let mut raw = Raw::simple(&served);
+        raw.request(0, 0, 1, 0, 512);
+        raw.request(2, flags, 2, 7, 7);
+        assert_eq!(raw.simple_reply(), (0, 1));
+        raw.take(512);
+        let mut rest = Vec::new();
+        raw.0.read_to_end(&mut rest).unwrap();
+        assert_eq!(rest, [], "{flags}");
+    }
+}
+
+/// What was asked before the client closed its half is still answered, also what others are at.
+#[test]
+fn a_client_that_has_said_all_still_hears_the_answers() {
+    let served = Served::export(Memory::new(16 * MIB));
+    let mut raw = Raw::simple(&served);
+    raw.request(6, 1, 1, 0, 8 << 20);
+    raw.request(0, 0, 2, 0, 4 << 20);
+    raw.request(3, 0, 3, 0, 0);
+    raw.0.shutdown(std::net::Shutdown::Write).unwrap();
+    let mut answered = Vec::new();
+    for _ in 0..3 {
+        let (error, cookie) = raw.simple_reply();
+        assert_eq!(error, 0);
+        if cookie == 2 {
+            raw.take(4 << 20);
+        }
+        answered.push(cookie);
+    }
+    answered.sort_unstable();
+    assert_eq!(answered, [1, 2, 3]);
+    assert!(raw.is_over());
+}
+
+/// Everything at once, without waiting for any answer.
+#[test]
+fn options_and_requests_may_come_in_one_breath() {
+    let served = Served::export(Memory::new(MIB));
+    let mut raw = Raw::connect(&served);
+    raw.option(3, &[]);
+    raw.option(99, b"what");
+    raw.option(GO, &[0, 0, 0, 9, 1]);
+    raw.option(GO, &[&go("test")[..], &[7]].concat());
+    raw.option(GO, &go("nobody"));
+    raw.option(GO, &go("test"));
+    raw.request(0, 0, 5, 0, 512);
+    let kinds: Vec<u32> = std::iter::repeat_with(|| raw.answer().0).take(9).collect();
+    let error = |n: u32| (1 << 31) + n;
+    // The list, three that make no sense, and one that is not there; then what GO says.
+    assert_eq!(
+        kinds,
+        [2, 1, error(1), error(3), error(3), error(6), 3, 3, 1]
+    );
+    assert_eq!(raw.simple_reply(), (0, 5));
 }

@@ -5,9 +5,10 @@ use std::process::{Command, Stdio};
 use std::sync::Arc;
 
 use tempfile::TempDir;
-use vhdkit_nbd::{Address, Catalog, Limits, Listener, Server, TlsIdentity};
+use vhdkit::OpenOptions;
+use vhdkit_nbd::{Address, Catalog, DiskExport, Limits, Listener, Server, TlsIdentity};
 
-use crate::support::{MIB, Memory, Served, folder, has, has_libnbd};
+use crate::support::{MIB, Memory, Served, folder, has, has_libnbd, make};
 
 /// An authority, a server's certificate for localhost, and a client's; also one of a stranger.
 fn certificates() -> TempDir {
@@ -56,6 +57,16 @@ fn tls_lets_in_whom_the_authority_knows_and_nobody_else() {
     assert!(identity.verifies_clients());
     let mut catalog = Catalog::new();
     catalog.add("x", Arc::new(Memory::new(40 * MIB))).unwrap();
+    // One whose data would go without a copy otherwise.
+    let path = pki.path().join("disk.vhdx");
+    make(&path, 40 * MIB);
+    let disk = OpenOptions::new().writable(true).open(&path).unwrap();
+    let data: Vec<u8> = (0..12_u64 << 20)
+        .map(|i| (i / 3).to_le_bytes()[0])
+        .collect();
+    disk.write_at(8 * MIB, &data).unwrap();
+    let export = DiskExport::new(Arc::new(disk), false);
+    catalog.add("disk", Arc::new(export)).unwrap();
     let listener = Listener::tcp("127.0.0.1:0".parse::<SocketAddr>().unwrap()).unwrap();
     let Address::Tcp(address) = listener.address() else {
         panic!("a port was asked for");
@@ -82,6 +93,11 @@ fn tls_lets_in_whom_the_authority_knows_and_nobody_else() {
     assert!(ok && text.contains("with TLS"), "{text}");
     let (ok, text) = run("nbdcopy", &[&client("client"), "out.img"]);
     assert!(ok, "{text}");
+    let uri = client("client").replace("/x?", "/disk?");
+    let (ok, text) = run("nbdcopy", &[&uri, "disk.img"]);
+    assert!(ok, "{text}");
+    let copy = std::fs::read(pki.path().join("disk.img")).unwrap();
+    assert!(copy[8 << 20..20 << 20] == data);
     let (ok, text) = run(
         "nbdcopy",
         &["--connections=4", "out.img", &client("client")],

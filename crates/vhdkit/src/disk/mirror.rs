@@ -16,7 +16,7 @@ pub(crate) struct DirtyMap {
     granule: u64,
     size: u64,
     words: Box<[AtomicU64]>,
-    /// Bits that are set.
+    /// Bits that are set; for a moment more, never fewer.
     count: AtomicU64,
 }
 
@@ -46,9 +46,11 @@ impl DirtyMap {
     /// Marks a range.
     pub(crate) fn mark(&self, range: &Range<u64>) {
         for bit in self.granules(range) {
+            // Counted before it can be taken, so that the count never falls below nothing.
+            self.count.fetch_add(1, Ordering::AcqRel);
             let before = self.words[to_usize(bit / 64)].fetch_or(1 << (bit % 64), Ordering::AcqRel);
-            if before & (1 << (bit % 64)) == 0 {
-                self.count.fetch_add(1, Ordering::AcqRel);
+            if before & (1 << (bit % 64)) != 0 {
+                self.count.fetch_sub(1, Ordering::AcqRel);
             }
         }
     }
@@ -218,11 +220,11 @@ impl Mirror {
     }
 
     /// Brings a range of the target up to date, with the source and the target to itself.
-    pub(crate) fn copy(
+    pub(crate) fn copy<R>(
         &self,
         range: &Range<u64>,
-        copy: impl FnOnce(&dyn Image) -> Result<()>,
-    ) -> Result<()> {
+        copy: impl FnOnce(&dyn Image) -> Result<R>,
+    ) -> Result<R> {
         let _held = self.hold(range);
         copy(&*self.target.image)
     }
@@ -284,6 +286,29 @@ mod tests {
         assert_eq!(map.take(0, u64::MAX), Some(2 * 65_536..4 * 65_536));
         assert_eq!(map.take(0, u64::MAX), Some((1 << 30) - 65_536..1 << 30));
         assert_eq!((map.take(0, u64::MAX), map.marked()), (None, 0));
+    }
+
+    #[test]
+    fn what_is_marked_while_it_is_taken_is_never_counted_below_nothing() {
+        let size = 8 * MIN_GRANULE;
+        let map = DirtyMap::new(size);
+        let done = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            let taker = scope.spawn(|| {
+                while !done.load(Ordering::Acquire) {
+                    let _ = map.take(0, u64::MAX);
+                    // Twice as much while all of it is being marked again.
+                    assert!(map.marked() <= 2 * size);
+                }
+            });
+            for _ in 0..3_000_000 {
+                map.mark(&(0..size));
+            }
+            done.store(true, Ordering::Release);
+            taker.join().unwrap();
+        });
+        let _ = map.take(0, u64::MAX);
+        assert_eq!(map.marked(), 0);
     }
 
     #[test]

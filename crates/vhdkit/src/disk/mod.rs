@@ -17,6 +17,7 @@ pub use locate::{ParentMap, find_parents, relative_windows_path};
 pub(crate) use mirror::{DirtyMap, Mirror, Mirroring};
 pub use pace::Pace;
 
+use std::io::PipeWriter;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -200,6 +201,19 @@ impl VirtualDisk {
     /// gives.
     pub fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
         self.chain.read().read_at(offset, buf)
+    }
+
+    /// Puts the first bytes of a range into a pipe without copying them, for those who send them on (`splice`): the pages
+    /// of the system's cache themselves. Returns how many went in; 0 if that is not possible for the first of them, which
+    /// is no error: [`VirtualDisk::read_at`] is.
+    ///
+    /// What comes out of the pipe, whenever that is, is what the range held at the time of this call or what was written
+    /// to it since, for each byte by itself; never anything else.
+    ///
+    /// # Errors
+    /// [`ErrorKind::BeyondEnd`], and what a damaged image gives.
+    pub fn lend(&self, offset: u64, length: u64, pipe: &PipeWriter) -> Result<u64> {
+        self.chain.read().lend(offset, length, pipe)
     }
 
     /// Writes `data` at `offset`, a range of any alignment.
@@ -396,6 +410,23 @@ impl Chain {
             ));
         }
         map_layers(&self.layers, offset, length)
+    }
+
+    /// See [`VirtualDisk::lend`].
+    fn lend(&self, offset: u64, length: u64, pipe: &PipeWriter) -> Result<u64> {
+        self.check_range(offset, length)?;
+        if length == 0 {
+            return Ok(0);
+        }
+        let extent = map_layers(&self.layers, offset, length)?;
+        let Some(DataLocation { layer, .. }) = extent.data else {
+            return Ok(0);
+        };
+        let layer = &self.layers[layer];
+        layer
+            .image
+            .lend(offset, extent.length, pipe)
+            .at_path(&layer.path)
     }
 
     /// Fails unless a layer may be written to.

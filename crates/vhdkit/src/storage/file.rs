@@ -1,7 +1,7 @@
 //! A file or block device of the host.
 
 use std::fs::{File, OpenOptions};
-use std::io;
+use std::io::{self, PipeWriter};
 use std::ops::Range;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
@@ -11,6 +11,7 @@ use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 
 use rustix::fs::{FallocateFlags, SeekFrom};
 use rustix::io::Errno;
+use rustix::pipe::{SpliceFlags, splice};
 
 use super::lock::Lock;
 use super::{AlignedBuffer, Storage, copy_through_memory, end_of, sys};
@@ -72,6 +73,8 @@ pub struct FileStorage {
     direct: OnceLock<Option<File>>,
     no_holes: AtomicBool,
     no_clone: AtomicBool,
+    /// See [`FileStorage::may_lend`].
+    lends: OnceLock<bool>,
     /// See [`Storage::survives_crash`].
     nameless: AtomicBool,
     /// The last run of data that was found, to its real end. Looking for the end of a run takes some file systems (one
@@ -122,9 +125,7 @@ impl FileStorage {
             } else {
                 "not a file or block device"
             };
-            return Err(Error::new(ErrorKind::NotSupported, format!("it is {what}"))
-                .with_path(path)
-                .with_hint("name a disk image file or a block device"));
+            return Err(no_disk(path, what));
         }
         // Two nodes of one device must conflict: its number is the identity.
         let id = if block_device {
@@ -145,6 +146,7 @@ impl FileStorage {
             direct: OnceLock::new(),
             no_holes: AtomicBool::new(false),
             no_clone: AtomicBool::new(false),
+            lends: OnceLock::new(),
             nameless: AtomicBool::new(false),
             known_data: Mutex::new(0..0),
             _lock: lock,
@@ -234,6 +236,23 @@ impl FileStorage {
         }
     }
 
+    /// True if what was punched is gone from the page cache, so that nothing else ever appears in pages that were lent.
+    /// A file system that cannot punch would have zeros written into them, and then the place's next content.
+    fn may_lend(&self) -> bool {
+        *self.lends.get_or_init(|| {
+            // Asked behind the end, where nothing changes.
+            let behind_end = || -> Result<bool> {
+                let end = crate::num::round_up(self.len()?, 1 << 20);
+                let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+                self.fallocate(flags, end, 1 << 20)
+            };
+            !self.bypass
+                && (self.access == Access::ReadOnly
+                    || self.block_device
+                    || behind_end().unwrap_or(false))
+        })
+    }
+
     fn zero_by_writing(&self, offset: u64, length: u64) -> Result<()> {
         let zeros = AlignedBuffer::new(256 * 1024);
         let mut done = 0;
@@ -312,6 +331,23 @@ impl Storage for FileStorage {
             }
             Err(e) => Err(self.error("read", e)),
         }
+    }
+
+    fn lend(&self, offset: u64, length: u64, pipe: &PipeWriter) -> u64 {
+        if !self.may_lend() {
+            return 0;
+        }
+        let (mut at, end) = (offset, offset.saturating_add(length));
+        while at < end {
+            let left = crate::num::to_usize((end - at).min(1 << 30));
+            // The flag is about room in the pipe only.
+            let flags = SpliceFlags::NONBLOCK;
+            match retry(|| splice(&self.file, Some(&mut at), pipe, None, left, flags)) {
+                Ok(count) if count > 0 => {}
+                _ => break,
+            }
+        }
+        at - offset
     }
 
     fn write_at(&self, offset: u64, data: &[u8]) -> Result<()> {
@@ -576,12 +612,21 @@ impl Storage for FileStorage {
     }
 }
 
+fn no_disk(path: &Path, what: &str) -> Error {
+    Error::new(ErrorKind::NotSupported, format!("it is {what}"))
+        .with_path(path)
+        .with_hint("name a disk image file or a block device")
+}
+
 fn open_error(path: &Path, error: io::Error) -> Error {
     let missing_folder = error.kind() == io::ErrorKind::NotFound
         && path
             .parent()
             .is_some_and(|p| !p.as_os_str().is_empty() && !p.exists());
     let kind = error.kind();
+    if kind == io::ErrorKind::IsADirectory {
+        return no_disk(path, "a folder");
+    }
     let reason = match kind {
         io::ErrorKind::NotFound if missing_folder => "the folder does not exist",
         io::ErrorKind::NotFound => "the file does not exist",
@@ -626,7 +671,7 @@ fn unsupported(error: Errno) -> bool {
     )
 }
 
-fn retry(mut call: impl FnMut() -> rustix::io::Result<()>) -> rustix::io::Result<()> {
+fn retry<T>(mut call: impl FnMut() -> rustix::io::Result<T>) -> rustix::io::Result<T> {
     loop {
         match call() {
             Err(Errno::INTR) => {}

@@ -25,7 +25,9 @@ pub use file::{Access, FileStorage, HostDisk};
 pub use memory::MemoryStorage;
 pub use overlay::OverlayStorage;
 pub use target::NewFile;
+pub(crate) use target::sync_names;
 
+use std::io::PipeWriter;
 use std::ops::Range;
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -43,6 +45,15 @@ pub trait Storage: Send + Sync {
 
     /// Writes all of `data` at `offset`, making the file longer if needed.
     fn write_at(&self, offset: u64, data: &[u8]) -> Result<()>;
+
+    /// Puts up to `length` bytes from `offset` into a pipe without copying them, as many as it has room for. What comes
+    /// out at its other end are the pages of the system's cache: it shows what was written to that place of the file
+    /// meanwhile, until the place was emptied (`punch_hole`, `set_len`). Returns how many bytes went in: 0 if the
+    /// storage or the system cannot do it here, or if reading fails, which [`Storage::read_at`] will tell.
+    fn lend(&self, offset: u64, length: u64, pipe: &PipeWriter) -> u64 {
+        let _ = (offset, length, pipe);
+        0
+    }
 
     /// The barrier: returns when everything written before is on stable media.
     fn flush(&self) -> Result<()>;

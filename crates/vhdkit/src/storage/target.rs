@@ -65,7 +65,7 @@ impl NewFile {
             Ok(_) if !overwrite => return Err(exists(target)),
             // Somebody reading or writing the old file must not be surprised by a new one.
             Ok(m) if m.is_file() && is_mine => Replaced::CallersOwn,
-            Ok(m) if m.is_file() => Replaced::Kept(FileStorage::open(target, Access::ReadWrite)?),
+            Ok(m) if m.is_file() => Replaced::Kept(old_file(target)?),
             Ok(m) => {
                 let what = if m.is_dir() { "a folder" } else { "not a file" };
                 return Err(
@@ -131,7 +131,7 @@ impl NewFile {
             };
             if !is_known {
                 // Another file has come there meanwhile.
-                let file = FileStorage::open(&self.target, Access::ReadWrite)?;
+                let file = old_file(&self.target)?;
                 self.replaced = Replaced::Kept(file);
             }
             // Who may read the old file may read the new one, and nobody else.
@@ -156,8 +156,12 @@ impl NewFile {
             }
             None => link(self.storage.file(), &self.target).map_err(name)?,
         }
-        sync_folder(folder_of(&self.target));
-        Ok(())
+        let kept = sync_names(&self.target);
+        if kept.is_err() && !self.overwrite {
+            // It was promised to nobody.
+            let _ = std::fs::remove_file(&self.target);
+        }
+        kept
     }
 }
 
@@ -167,6 +171,16 @@ impl Drop for NewFile {
             let _ = std::fs::remove_file(name);
         }
     }
+}
+
+/// The file to be replaced. Only who may write to it may replace it.
+fn old_file(target: &Path) -> Result<FileStorage> {
+    FileStorage::open(target, Access::ReadWrite).map_err(|e| match e.kind() {
+        ErrorKind::WriteProtected => Error::new(e.kind(), e.reason())
+            .with_path(target)
+            .with_hint("choose a place that can be written to"),
+        _ => e,
+    })
 }
 
 /// A link is followed, so that the file behind it is replaced and not the link.
@@ -253,10 +267,26 @@ fn rename(from: &Path, to: &Path, overwrite: bool) -> rustix::io::Result<()> {
     }
 }
 
-/// Makes the new name durable. A file system that cannot sync a folder keeps its names by other means.
-fn sync_folder(folder: &Path) {
-    if let Ok(folder) = File::open(folder) {
-        let _ = folder.sync_all();
+/// Makes a new name of a file durable, or that it has gone. A file system that cannot sync a folder keeps its names by
+/// other means; a folder that may not be read is left to it, too.
+///
+/// # Errors
+/// What the operating system says.
+pub(crate) fn sync_names(path: &Path) -> Result<()> {
+    let synced = File::open(folder_of(path)).and_then(|folder| folder.sync_all());
+    match synced {
+        Err(e)
+            if !matches!(
+                e.kind(),
+                io::ErrorKind::NotFound
+                    | io::ErrorKind::Unsupported
+                    | io::ErrorKind::InvalidInput
+                    | io::ErrorKind::PermissionDenied
+            ) =>
+        {
+            Err(Error::io("write: keeping the change of its folder", e).with_path(path))
+        }
+        _ => Ok(()),
     }
 }
 

@@ -4,6 +4,7 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Mutex, PoisonError};
 
+use super::look::{LONGEST, Looks};
 use crate::disk::VirtualDisk;
 use crate::error::{Error, Result};
 use crate::num::to_usize;
@@ -26,7 +27,8 @@ pub struct Comparison {
     pub sizes_differ: bool,
 }
 
-/// Compares two disks. Units of progress: bytes of the larger disk that are not zero in both by their maps.
+/// Compares two disks. Units of progress: bytes of the larger disk that are not zero in both by their maps, and
+/// some for looking for them.
 ///
 /// # Errors
 /// Through the operation: what reading can fail with.
@@ -39,11 +41,14 @@ fn run(a: &VirtualDisk, b: &VirtualDisk, monitor: &Monitor) -> Result<Comparison
     let disks = [a, b];
     let mut cursor = Cursor::new(end);
     let mut data = 0;
-    while let Some(piece) = cursor.next(disks, u64::MAX)? {
-        data += piece.range.end - piece.range.start;
-        monitor.checkpoint()?;
+    let mut looks = Looks::new(monitor, end);
+    while let Some(piece) = cursor.step(disks, u64::MAX)? {
+        if piece.data != [false, false] {
+            data += piece.range.end - piece.range.start;
+        }
+        looks.seen(piece.range.end, data)?;
     }
-    monitor.set_completion(data);
+    looks.are_over(data);
     let comparer = Comparer {
         disks,
         monitor,
@@ -111,32 +116,41 @@ impl Cursor {
 
     /// The next piece of at most `longest` bytes that is data in one of the disks.
     fn next(&mut self, disks: [&VirtualDisk; 2], longest: u64) -> Result<Option<Piece>> {
-        while self.at < self.end {
-            let at = self.at;
-            for (i, disk) in disks.iter().enumerate() {
-                if self.known_until[i] > at {
-                    continue;
-                }
-                let size = disk.virtual_size();
-                (self.known_until[i], self.data[i]) = if at >= size {
-                    (self.end, false)
-                } else {
-                    let extent = disk.map(at, size - at)?;
-                    (at + extent.length, extent.data.is_some())
-                };
+        while let Some(piece) = self.step(disks, longest)? {
+            if piece.data != [false, false] {
+                return Ok(Some(piece));
             }
-            let until = self.known_until[0].min(self.known_until[1]);
-            if self.data == [false, false] {
-                self.at = until;
-                continue;
-            }
-            self.at = until.min(at.saturating_add(longest));
-            return Ok(Some(Piece {
-                range: at..self.at,
-                data: self.data,
-            }));
         }
         Ok(None)
+    }
+
+    /// The next piece, of at most `longest` bytes if it is data in one of the disks.
+    fn step(&mut self, disks: [&VirtualDisk; 2], longest: u64) -> Result<Option<Piece>> {
+        let at = self.at;
+        if at >= self.end {
+            return Ok(None);
+        }
+        for (i, disk) in disks.iter().enumerate() {
+            if self.known_until[i] > at {
+                continue;
+            }
+            let size = disk.virtual_size();
+            (self.known_until[i], self.data[i]) = if at >= size {
+                (self.end, false)
+            } else {
+                let extent = disk.map(at, (size - at).min(LONGEST))?;
+                (at + extent.length, extent.data.is_some())
+            };
+        }
+        let until = self.known_until[0].min(self.known_until[1]);
+        self.at = match self.data {
+            [false, false] => until,
+            _ => until.min(at.saturating_add(longest)),
+        };
+        Ok(Some(Piece {
+            range: at..self.at,
+            data: self.data,
+        }))
     }
 }
 

@@ -65,7 +65,7 @@ pub struct ConvertReport {
     pub file_size: u64,
 }
 
-/// Converts. Units of progress: bytes of the source that hold data. A cancelled or failed conversion leaves no file
+/// Converts. Units of progress: bytes of the source that hold data, and some for looking for them. A cancelled or failed conversion leaves no file
 /// and never touches the source.
 ///
 /// # Errors
@@ -141,7 +141,6 @@ pub(super) fn fill(
     let builder = super::new_builder(target, parameters)?;
     let size = source.virtual_size();
     let plan = Plan::new(source, 0..size, builder.placement_unit(), monitor)?;
-    monitor.set_completion(plan.data);
     let Copied { copied, cloned } = copy(source, plan, &*builder, monitor)?;
     monitor.checkpoint()?;
     builder.finish()?;

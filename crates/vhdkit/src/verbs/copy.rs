@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
+use super::look::{LONGEST, Looks};
 use crate::disk::{DataLocation, DiskExtent, VirtualDisk};
 use crate::error::{Error, ErrorKind, Result};
 use crate::image::ImageBuilder;
@@ -56,7 +57,7 @@ pub(super) struct Plan {
 }
 
 impl Plan {
-    /// Asks the maps. `unit` is the target's block size in bytes.
+    /// Asks the maps. `unit` is the target's block size in bytes. Afterwards the monitor knows how much there is to do.
     pub(super) fn new(
         source: &VirtualDisk,
         range: Range<u64>,
@@ -72,8 +73,11 @@ impl Plan {
         };
         // The first block that was not counted yet.
         let mut block = range.start / unit;
-        for extent in source.extents(range) {
-            let (offset, DiskExtent { length, data }) = extent?;
+        let mut looks = Looks::new(monitor, range.end);
+        let mut offset = range.start;
+        while offset < range.end {
+            let longest = (range.end - offset).min(LONGEST);
+            let DiskExtent { length, data } = source.map(offset, longest)?;
             if let Some(data) = data {
                 plan.data += length;
                 let end = (offset + length).div_ceil(unit);
@@ -86,8 +90,10 @@ impl Plan {
             } else if plan.extents.len() < MAX_EXTENTS {
                 plan.known_until = offset + length;
             }
-            monitor.checkpoint()?;
+            offset += length;
+            looks.seen(offset, plan.data)?;
         }
+        looks.are_over(plan.data);
         plan.extents.reverse();
         Ok(plan)
     }

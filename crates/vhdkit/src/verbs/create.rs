@@ -46,23 +46,45 @@ pub fn create(options: CreateOptions) -> Operation<()> {
     })
 }
 
+/// As [`create`], in a storage that is empty: a disk that is complete as `parameters` say. A cancelled creation leaves no
+/// image in the storage; a failed one none or, if only its last steps failed, one that reads as it should.
+///
+/// # Errors
+/// Through the operation: as for [`create`].
+pub fn create_disk(target: Arc<dyn Storage>, parameters: CreateParameters) -> Operation<()> {
+    Operation::start("create", move |monitor| {
+        monitor.set_completion(2);
+        write(target, &parameters, None, monitor).while_doing("cannot create")
+    })
+}
+
+/// Two steps, and those of reserving.
+fn write(
+    target: Arc<dyn Storage>,
+    parameters: &CreateParameters,
+    profile: Option<Profile>,
+    monitor: &Monitor,
+) -> Result<()> {
+    let storage = reserving(target, parameters, monitor);
+    let builder = super::new_builder(storage, parameters)?;
+    monitor.advance(1);
+    monitor.checkpoint()?;
+    builder.finish()?;
+    if let Some(profile) = profile {
+        profile.verify(&**builder.storage(), parameters.virtual_size)?;
+    }
+    monitor.advance(1);
+    Ok(())
+}
+
 fn run(options: &CreateOptions, monitor: &Monitor) -> Result<()> {
     monitor.set_completion(3);
     // The parent is kept open: nobody changes it before its child is there.
     let (parameters, _parent) = complete(options)?;
     monitor.checkpoint()?;
     let file = NewFile::create(&options.path, options.overwrite)?;
-    let storage = reserving(file.storage(), &parameters, monitor);
-    let builder = super::new_builder(storage, &parameters).at_path(&options.path)?;
-    monitor.advance(1);
+    write(file.storage(), &parameters, options.profile, monitor).at_path(&options.path)?;
     monitor.checkpoint()?;
-    builder.finish().at_path(&options.path)?;
-    if let Some(profile) = options.profile {
-        profile.verify(&*file.storage(), parameters.virtual_size)?;
-    }
-    monitor.advance(1);
-    monitor.checkpoint()?;
-    drop(builder);
     file.publish()?;
     monitor.advance(1);
     Ok(())
@@ -82,7 +104,7 @@ fn reserving(
     if parameters.disk_type != DiskType::Fixed {
         return file;
     }
-    monitor.set_completion(3 + parameters.virtual_size.div_ceil(STEP));
+    monitor.add_completion(parameters.virtual_size.div_ceil(STEP));
     Arc::new(InSteps {
         below: file,
         monitor: monitor.clone(),

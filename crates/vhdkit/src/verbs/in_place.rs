@@ -43,7 +43,7 @@ pub struct InPlaceOptions {
 /// # Errors
 /// Through the operation: [`ErrorKind::NotSupported`] for any other pair of formats, and where blocks cannot be shared, [`ErrorKind::InvalidType`] if the
 /// file is already what it is to be or would be taken for something else, [`ErrorKind::InvalidSize`] for a raw file
-/// that is not whole sectors or too large, and what opening and writing can fail with.
+/// that is empty or too large (one that ends within a sector is filled up with zeros), and what opening and writing can fail with.
 pub fn convert_in_place(options: InPlaceOptions) -> Operation<()> {
     Operation::start("convert", move |monitor| {
         run(&options, monitor)

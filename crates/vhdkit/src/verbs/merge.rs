@@ -20,6 +20,7 @@ use std::sync::Arc;
 
 use uuid::Uuid;
 
+use super::look::{LONGEST, Looks};
 use super::set_parent::{differencing_disks_near, link_to};
 use crate::disk::{Chain, Layer, OpenOptions, Parents, VirtualDisk};
 use crate::error::{Context, Error, ErrorKind, Result};
@@ -78,7 +79,8 @@ const STEP: u64 = 16 * MIB;
 const BATCH: u64 = 32 * MIB;
 
 /// Merges images of a chain. All images from the one before the first merged one to the target have been opened for
-/// writing ([`OpenOptions::write_depth`]). Units of progress: bytes to be copied.
+/// writing ([`OpenOptions::write_depth`]). Units of progress: bytes to be copied, and
+/// some for looking for them.
 ///
 /// While the leaf is being merged, writes to the disk fail with [`ErrorKind::Busy`]; while others are, the disk can be
 /// read and written. After a merge of the leaf with `delete_merged` the disk goes on with the target as its leaf.
@@ -290,12 +292,12 @@ impl Merge<'_> {
         let mut blocks = self
             .disk
             .with_chain(|chain| NewBlocks::new(&chain.layers()[self.target].image().info()));
+        let mut looks = Looks::new(self.monitor, size);
         let mut at = 0;
         while at < size {
-            self.monitor.checkpoint()?;
             let merged = self.first..self.target;
             let length = self.disk.with_chain(|chain| {
-                let (length, decided) = decided(chain, merged, at, size - at)?;
+                let (length, decided) = decided(chain, merged, at, (size - at).min(LONGEST))?;
                 let target = &chain.layers()[self.target];
                 match decided {
                     Decided::Data(_) => {
@@ -313,12 +315,13 @@ impl Merge<'_> {
                 Ok::<_, Error>(length)
             })?;
             at += length;
+            looks.seen(at, report.copied)?;
         }
+        looks.are_over(report.copied + 1);
         report.size_after = self.disk.with_chain(|chain| {
             let target = chain.layers()[self.target].image();
             target.length_with(size, blocks.count)
         })?;
-        self.monitor.set_completion(report.copied + 1);
         Ok(report)
     }
 

@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, mpsc};
 
 use super::copy::{Plan, copy};
+use super::look::{LONGEST, Looks};
 use crate::disk::{
     DirtyMap, Layer, Mirror, Mirroring, OpenOptions, Parents, VirtualDisk, open_image,
 };
@@ -48,6 +49,10 @@ pub struct MirrorReport {
 
 /// What is copied again at a time, in bytes; writes to it wait so long.
 const STEP: u64 = 4 * MIB;
+/// What looking at so much takes besides, in bytes that could have been copied meanwhile.
+const RANGE_COST: u64 = 4096;
+/// What the target gets between two flushes, in bytes.
+const BATCH: u64 = 32 * MIB;
 const READ: usize = 1 << 20;
 const ZERO_GRAIN: usize = 64 * 1024;
 
@@ -62,10 +67,30 @@ const ZERO_GRAIN: usize = 64 * 1024;
 pub fn mirror(disk: Arc<VirtualDisk>, options: MirrorOptions) -> Operation<MirrorReport> {
     Operation::start("mirror", move |monitor| {
         let path = disk.path();
-        run(&disk, &options, monitor)
+        run(&disk, Goal::File(&options), monitor)
             .at_path(&path)
             .while_doing("cannot mirror")
     })
+}
+
+/// As [`mirror`] with [`MirrorOptions::existing`], onto a disk that is open already, for writing and without a parent. When
+/// the operation ends without success the target is closed and keeps what was copied.
+///
+/// # Errors
+/// Through the operation: as for [`mirror`].
+pub fn mirror_onto(disk: Arc<VirtualDisk>, target: VirtualDisk) -> Operation<MirrorReport> {
+    Operation::start("mirror", move |monitor| {
+        let path = disk.path();
+        run(&disk, Goal::Onto(target), monitor)
+            .at_path(&path)
+            .while_doing("cannot mirror")
+    })
+}
+
+/// Where to.
+enum Goal<'a> {
+    File(&'a MirrorOptions),
+    Onto(VirtualDisk),
 }
 
 /// True once both copies of a mirrored disk are the same: every write goes to both, and [`break_mirror`] is possible.
@@ -131,34 +156,39 @@ impl Drop for Unfinished {
     }
 }
 
-fn run(disk: &VirtualDisk, options: &MirrorOptions, monitor: &Monitor) -> Result<MirrorReport> {
+fn run(disk: &VirtualDisk, goal: Goal<'_>, monitor: &Monitor) -> Result<MirrorReport> {
     let _reserved = disk.reserve()?;
     let size = disk.virtual_size();
     let mut work = Work {
         disk,
         monitor,
         done: 0,
+        copied: 0,
+        first_pass: None,
+        unflushed: 0,
         buffer: AlignedBuffer::new(READ),
         file: None,
         unfinished: Unfinished(None),
     };
     let _started = Started(disk);
-    let (target, dirty) = if options.existing {
-        let all = DirtyMap::new(size);
-        all.mark(&(0..size));
-        (existing_target(options, size)?, Arc::new(all))
-    } else {
-        work.make_target(options, size)?
+    let (target, dirty) = match goal {
+        Goal::File(options) if options.existing => {
+            work.take_target(&open_target(&options.target)?, size)?
+        }
+        Goal::File(options) => work.make_target(options, size)?,
+        Goal::Onto(target) => work.take_target(&target, size)?,
     };
+    let is_new = work.first_pass.is_none();
+    let path = target.path().to_path_buf();
     let mirror = Arc::new(Mirror::new(target, dirty));
     disk.change_chain(|chain| chain.set_mirroring(Some(Mirroring::Both(mirror.clone()))));
     let mut mirror = Some(mirror);
     while let Some(both) = &mirror {
         let step = work
-            .keep_in_step(both, &options.target)
+            .keep_in_step(both, &path)
             .and_then(|()| work.switch(&mut mirror));
         if let Err(error) = step {
-            if let Some(both) = mirror.as_ref().filter(|_| options.existing) {
+            if let Some(both) = mirror.as_ref().filter(|_| !is_new) {
                 // The target stays: it is to hold what was copied. The mirror ends with its own error all the same.
                 let _ = both.target().image().flush();
             }
@@ -166,18 +196,22 @@ fn run(disk: &VirtualDisk, options: &MirrorOptions, monitor: &Monitor) -> Result
         }
     }
     Ok(MirrorReport {
-        target: options.target.clone(),
-        copied: work.done,
+        target: path,
+        copied: work.copied,
     })
 }
 
-fn existing_target(options: &MirrorOptions, size: u64) -> Result<Layer> {
-    let path = &options.target;
-    let target = OpenOptions::new()
+fn open_target(path: &Path) -> Result<VirtualDisk> {
+    OpenOptions::new()
         .parents(Parents::Ignored)
         .writable(true)
-        .open(path)?;
+        .open(path)
+}
+
+/// The image of a disk that can be the copy of one of `size` bytes.
+fn as_target(target: &VirtualDisk, size: u64) -> Result<Layer> {
     let info = target.info();
+    let path = target.path();
     if info.disk_type == DiskType::Differencing || info.format == Format::Iso {
         return Err(Error::new(
             ErrorKind::InvalidType,
@@ -205,8 +239,14 @@ fn existing_target(options: &MirrorOptions, size: u64) -> Result<Layer> {
 struct Work<'a> {
     disk: &'a VirtualDisk,
     monitor: &'a Monitor,
-    /// Bytes copied.
+    /// Units of progress.
     done: u64,
+    /// Bytes of data copied.
+    copied: u64,
+    /// Units that are left of the first pass over a disk that exists. All of it is marked, but what it takes is data.
+    first_pass: Option<u64>,
+    /// Bytes that the target got since its last flush.
+    unflushed: u64,
     buffer: AlignedBuffer,
     /// A new target that has no name yet: it gets one when it is a copy of the disk.
     file: Option<NewFile>,
@@ -246,15 +286,16 @@ impl Work<'_> {
             )
             .with_path(path));
         }
-        let file = NewFile::create(path, false)?;
+        let file = NewFile::create(path, false).while_doing("cannot create")?;
         let builder = super::new_builder(file.storage(), &parameters).at_path(path)?;
         let dirty = Arc::new(DirtyMap::new(size));
         self.disk.change_chain(|chain| {
             chain.set_mirroring(Some(Mirroring::Noting(dirty.clone())));
         });
         let plan = Plan::new(self.disk, 0..size, builder.placement_unit(), self.monitor)?;
-        self.done = plan.data;
-        self.monitor.set_completion(plan.data + 1);
+        (self.done, self.copied) = (plan.data, plan.data);
+        // Equal values would say that both disks are the same.
+        self.monitor.add_completion(1);
         copy(self.disk, plan, &*builder, self.monitor).at_path(path)?;
         self.monitor.checkpoint()?;
         builder.finish().at_path(path)?;
@@ -292,24 +333,41 @@ impl Work<'_> {
             if let Some(failure) = &mirror.state().failure {
                 return Err(failure.duplicate());
             }
-            let left = mirror.dirty.marked();
-            if left > 0 {
+            let marked = mirror.dirty.marked();
+            if marked > 0 {
+                // Not equal as long as there is anything to do.
+                let left = self.first_pass.unwrap_or(marked).max(1);
                 self.monitor.set(self.done, self.done + left);
                 flushed = false;
-                let range = mirror
-                    .dirty
-                    .take(next, STEP)
-                    .or_else(|| mirror.dirty.take(0, STEP));
+                let range = mirror.dirty.take(next, STEP).or_else(|| {
+                    self.first_pass = None;
+                    mirror.dirty.take(0, STEP)
+                });
                 if let Some(range) = range {
                     next = range.end;
-                    self.copy_range(mirror, &range)?;
-                    self.done += range.end - range.start;
+                    let data = self.copy_range(mirror, &range)?;
+                    self.copied += data;
+                    self.unflushed += data;
+                    match &mut self.first_pass {
+                        Some(left) => {
+                            let steps = (range.end - range.start).div_ceil(STEP);
+                            let units = data + steps * RANGE_COST;
+                            *left = left.saturating_sub(units);
+                            self.done += units;
+                        }
+                        None => self.done += range.end - range.start,
+                    }
+                }
+                if self.unflushed >= BATCH {
+                    // So that the last flush has not all of it to do.
+                    mirror.target().image().flush().at_path(path)?;
+                    self.unflushed = 0;
                 }
                 continue;
             }
             if !flushed {
                 mirror.target().image().flush().at_path(path)?;
-                flushed = true;
+                (flushed, self.unflushed) = (true, 0);
                 continue;
             }
             if let Some(file) = self.file.take() {
@@ -330,12 +388,35 @@ impl Work<'_> {
         }
     }
 
-    fn copy_range(&mut self, mirror: &Mirror, range: &Range<u64>) -> Result<()> {
+    /// A disk that exists is to become the copy: all of it has to be copied.
+    fn take_target(&mut self, target: &VirtualDisk, size: u64) -> Result<(Layer, Arc<DirtyMap>)> {
+        let target = as_target(target, size)?;
+        let all = DirtyMap::new(size);
+        all.mark(&(0..size));
+        self.first_pass = Some(self.cost_of_all(size)?);
+        Ok((target, Arc::new(all)))
+    }
+
+    /// What copying all of the disk to one that exists takes, in units of progress.
+    fn cost_of_all(&self, size: u64) -> Result<u64> {
+        let mut looks = Looks::new(self.monitor, size);
+        let (mut at, mut data) = (0, 0);
+        while at < size {
+            let extent = self.disk.map(at, (size - at).min(LONGEST))?;
+            at += extent.length;
+            data += extent.data.map_or(0, |_| extent.length);
+            looks.seen(at, data)?;
+        }
+        Ok(data + size.div_ceil(STEP) * RANGE_COST)
+    }
+
+    /// Returns how many bytes of data the range had.
+    fn copy_range(&mut self, mirror: &Mirror, range: &Range<u64>) -> Result<u64> {
         let buffer = &mut self.buffer;
         let path = mirror.target().path();
         self.disk.with_chain(|chain| {
             mirror.copy(range, |target| {
-                let mut runs = Vec::new();
+                let (mut runs, mut data) = (Vec::new(), 0);
                 let mut at = range.start;
                 while at < range.end {
                     let extent = chain.map(at, range.end - at)?;
@@ -347,6 +428,7 @@ impl Work<'_> {
                         continue;
                     }
                     let n = extent.length.min(READ as u64);
+                    data += n;
                     let part = &mut buffer[..to_usize(n)];
                     chain.read_at(at, part)?;
                     data_runs(part, ZERO_GRAIN, &mut runs);
@@ -369,7 +451,7 @@ impl Work<'_> {
                     }
                     at += n;
                 }
-                Ok(())
+                Ok(data)
             })
         })
     }

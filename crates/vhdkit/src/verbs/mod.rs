@@ -8,6 +8,7 @@ mod copy;
 pub mod create;
 pub mod in_place;
 pub mod information;
+mod look;
 pub mod merge;
 pub mod mirror;
 pub mod profile;

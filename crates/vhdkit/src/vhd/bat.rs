@@ -121,12 +121,7 @@ impl Bat {
     pub(super) fn rebuilt(&self, blocks: u64, offset: u64) -> Result<Self> {
         let count = round_up(blocks.max(self.blocks), PER_SECTOR);
         let entries = unallocated(count)?;
-        // Also what a foreign file says behind the end of the disk is not kept where it would become part of it.
-        let kept = if blocks > self.blocks {
-            to_usize(self.blocks)
-        } else {
-            self.entries.len()
-        };
+        let kept = to_usize(self.kept(blocks));
         for (new, old) in entries.iter().zip(&self.entries[..kept]) {
             match load(old) {
                 UNALLOCATED => {}
@@ -141,12 +136,25 @@ impl Bat {
         })
     }
 
-    /// The bytes of the table from its sector `first` on, as they are now.
-    pub(super) fn bytes_from(&self, first: u64) -> Vec<u8> {
-        self.entries[to_usize(first * PER_SECTOR)..]
-            .iter()
-            .flat_map(|entry| load(entry).to_be_bytes())
-            .collect()
+    /// The bytes of the table from its sector `first` on, as they are now. For a disk of more blocks, only those of the
+    /// blocks that there are: what a foreign file says behind the end of the disk is not kept where it would become part
+    /// of it.
+    pub(super) fn bytes_from(&self, first: u64, blocks: u64) -> Vec<u8> {
+        let entries = &self.entries[to_usize(first * PER_SECTOR)..to_usize(self.kept(blocks))];
+        let mut bytes = vec![0xFF; entries.len() * 4];
+        for (bytes, entry) in bytes.chunks_exact_mut(4).zip(entries) {
+            bytes.copy_from_slice(&load(entry).to_be_bytes());
+        }
+        bytes
+    }
+
+    /// How many entries stay if the disk gets so many blocks.
+    fn kept(&self, blocks: u64) -> u64 {
+        if blocks > self.blocks {
+            self.blocks
+        } else {
+            self.entries.len() as u64
+        }
     }
 
     /// How many blocks from `first` up to `end` are unallocated in a row.

@@ -286,20 +286,23 @@ impl VhdImage {
 
     /// A place for a structure: the lowest hole, or behind everything else.
     pub(super) fn free_place(&self, taken: &[Range<u64>], length: u64) -> Result<u64> {
-        if let Some(sparse) = &self.sparse {
-            let mut used = used_ranges(sparse, taken);
-            // What is behind the last of them was written to before, up to here.
-            let end = self.journal.end();
-            used.push(end..end);
-            let hole = holes(&used)
-                .into_iter()
-                .find(|hole| hole.end - hole.start >= length);
-            if let Some(hole) = hole {
-                self.journal.keep_holes();
-                return Ok(hole.start);
-            }
+        match self.free_hole(taken, length) {
+            Some(hole) => Ok(hole),
+            None => self.journal.room(length),
         }
-        self.journal.room(length)
+    }
+
+    /// The lowest hole of this length.
+    pub(super) fn free_hole(&self, taken: &[Range<u64>], length: u64) -> Option<u64> {
+        let mut used = used_ranges(self.sparse.as_ref()?, taken);
+        // What is behind the last of them was written to before, up to here.
+        let end = self.journal.end();
+        used.push(end..end);
+        let hole = holes(&used)
+            .into_iter()
+            .find(|hole| hole.end - hole.start >= length)?;
+        self.journal.keep_holes();
+        Some(hole.start)
     }
 
     /// Takes over in memory what the file's header says now.

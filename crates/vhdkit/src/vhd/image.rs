@@ -1,5 +1,6 @@
 //! [`VhdImage`]: an open VHD file.
 
+use std::io::PipeWriter;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -390,6 +391,14 @@ impl Image for VhdImage {
             }
         }
         Ok(())
+    }
+
+    fn lend(&self, offset: u64, length: u64, pipe: &PipeWriter) -> Result<u64> {
+        // Places of blocks that were given back are written over as they are.
+        if self.sparse.is_some() || self.stale().is_some() {
+            return Ok(0);
+        }
+        Ok(self.storage.lend(offset, length, pipe))
     }
 
     fn write_at(&self, offset: u64, data: &[u8], backing: &dyn Backing) -> Result<()> {

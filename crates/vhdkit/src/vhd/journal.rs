@@ -19,8 +19,9 @@
 //!   the header
 //! whole header     written to free space together with the locators or the table that it names; barrier; footers
 //!                  that point to it; then the same at its old place, which nothing refers to any more
-//! grow, sparse     zeros behind the old end, new entries (a new table goes to free space); barrier; first half of the
-//!                  header if the table became longer or moved; footers with the new size
+//! grow, sparse     zeros behind the old end, new entries (a new table goes to free space; if there is none, footer at a
+//!                  new end, and the table over the old footer); barrier; first half of the header if the table became
+//!                  longer or moved; barrier; footers with the new size
 //! grow, fixed      footer at the new end, with a mark that names the range in which stale bytes are; barrier; space is
 //!                  reserved (if there is none: the new end is cut off; barrier); the range is zeroed; barrier; the
 //!                  footer without the mark; barrier. Whoever finds the mark reads zeros in its range
@@ -28,7 +29,8 @@
 //!
 //! What follows from it:
 //! - No BAT entry and no bit of a differencing disk's bitmap is on stable media before the data that it exposes.
-//! - A valid footer is at the end of the file, or, while it grows, at least in the copy at its start. Data of the guest
+//! - A valid footer is at the end of the file, or, while it grows, at least in the copy at its start, which is durable
+//!   then: also if a killed process wrote it, so a session has a barrier before it first relies on it. Data of the guest
 //!   is never the last sector of the file, so a guest cannot pass its own bytes off as the footer.
 //! - Blocks behind the last one that the BAT on the media knows are free; their bytes are never shown.
 //!
@@ -80,6 +82,8 @@ pub(super) struct Journal {
     state: AtomicU8,
     /// What was found to be put right was put right.
     prepared: AtomicBool,
+    /// What was found is durable: a killed process may have left a footer that nobody flushed.
+    found_is_durable: AtomicBool,
     failure: OnceLock<Error>,
     space: Mutex<Space>,
     changes: Mutex<Changes>,
@@ -132,6 +136,8 @@ const UNTOUCHED: u8 = 1;
 const READY: u8 = 2;
 const FAILED: u8 = 3;
 const CLOSED: u8 = 4;
+/// Nothing was written since the last barrier.
+const SETTLED: u8 = 5;
 
 /// The file grows by an eighth of itself within these bounds; in tests by little, so that it happens often.
 const MIN_STEP: u64 = if cfg!(test) { 16 << 10 } else { 64 * MIB };
@@ -158,6 +164,7 @@ impl Journal {
             tables,
             state: AtomicU8::new(if writable { UNTOUCHED } else { READ_ONLY }),
             prepared: AtomicBool::new(false),
+            found_is_durable: AtomicBool::new(false),
             failure: OnceLock::new(),
             space: Mutex::new(Space {
                 end: found.end,
@@ -179,6 +186,16 @@ impl Journal {
         match self.state.load(Ordering::Acquire) {
             READY => Ok(()),
             UNTOUCHED => self.prepare(),
+            SETTLED => {
+                // Whoever comes first; a failure or the end of all writing stays what it is.
+                let _ = self.state.compare_exchange(
+                    SETTLED,
+                    READY,
+                    Ordering::AcqRel,
+                    Ordering::Acquire,
+                );
+                self.begin()
+            }
             state => Err(self.refusal(state)),
         }
     }
@@ -186,7 +203,7 @@ impl Journal {
     /// An error if the file cannot be changed; for requests that may turn out to change nothing.
     pub(super) fn check(&self) -> Result<()> {
         match self.state.load(Ordering::Acquire) {
-            READY | UNTOUCHED => Ok(()),
+            READY | UNTOUCHED | SETTLED => Ok(()),
             state => Err(self.refusal(state)),
         }
     }
@@ -214,7 +231,18 @@ impl Journal {
     }
 
     fn barrier(&self) -> Result<()> {
-        self.storage.flush().map_err(|e| self.fail(e))
+        self.storage.flush().map_err(|e| self.fail(e))?;
+        self.found_is_durable.store(true, Ordering::Release);
+        Ok(())
+    }
+
+    /// To be called before a footer changes while the other one is all that there is.
+    fn rely_on_other_footer(&self) -> Result<()> {
+        if self.found_is_durable.load(Ordering::Acquire) {
+            Ok(())
+        } else {
+            self.barrier()
+        }
     }
 
     /// Puts both footers right and cuts off what an interrupted writer left behind the last block.
@@ -222,7 +250,7 @@ impl Journal {
         let mut space = lock(&self.space);
         let state = self.state.load(Ordering::Acquire);
         if state != UNTOUCHED {
-            return if state == READY {
+            return if matches!(state, READY | SETTLED) {
                 Ok(())
             } else {
                 Err(self.refusal(state))
@@ -319,16 +347,30 @@ impl Journal {
     /// Makes the file long enough for `length` bytes that end at `end`, and for some more.
     fn grow(&self, space: &mut Space, end: u64, length: u64, further: u64) -> Result<()> {
         if !self.storage.grows_with_zeros() {
-            return Err(Error::new(
-                ErrorKind::DiskFull,
-                format!(
-                    "the device of {} bytes has no room for a further {length} bytes",
-                    space.file_size
-                ),
-            ));
+            return Err(Self::no_room(space, length));
         }
         let step = (space.file_size / 8).clamp(MIN_STEP, MAX_STEP);
         let length = round_up(end + step.min(further), SECTOR) + FOOTER_SIZE;
+        let old = space.file_size - FOOTER_SIZE;
+        self.lengthen(space, length)?;
+        self.barrier()?;
+        space.old_footer = Some(old);
+        Ok(())
+    }
+
+    fn no_room(space: &Space, length: u64) -> Error {
+        Error::new(
+            ErrorKind::DiskFull,
+            format!(
+                "the device of {} bytes has no room for a further {length} bytes",
+                space.file_size
+            ),
+        )
+    }
+
+    /// Makes the file longer, with its footer at the new end. Until a barrier, the copy at the start may be the only one.
+    fn lengthen(&self, space: &mut Space, length: u64) -> Result<()> {
+        self.rely_on_other_footer()?;
         let extended = self
             .storage
             .set_len(length)
@@ -340,8 +382,6 @@ impl Journal {
                 .map_err(|e| self.fail(e))?;
             return Err(error);
         }
-        self.barrier()?;
-        space.old_footer = Some(space.file_size - FOOTER_SIZE);
         space.file_size = length;
         Ok(())
     }
@@ -461,7 +501,7 @@ impl Journal {
     /// Flushes, and leaves the file as short as it can be. No block may be written meanwhile.
     pub(super) fn close(&self) -> Result<()> {
         self.flush()?;
-        if self.state.load(Ordering::Acquire) == READY
+        if matches!(self.state.load(Ordering::Acquire), READY | SETTLED)
             && let Some(tables) = &self.tables
         {
             self.cut_off(tables)?;

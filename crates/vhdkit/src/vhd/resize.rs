@@ -132,11 +132,14 @@ impl VhdImage {
         }
         let entries = blocks.max(old.max_entries);
         let length = round_up(entries * 4, SECTOR);
-        let in_place = old.table_offset + length <= self.room_behind_table();
+        let in_place = self
+            .next_behind_table()
+            .is_none_or(|next| old.table_offset + length <= next);
         let table_offset = if in_place {
             old.table_offset
         } else {
-            self.free_place(&[], length)?
+            self.free_hole(&[], length)
+                .unwrap_or_else(|| round_up(self.journal.end(), SECTOR))
         };
         let mut raw = old.raw.clone();
         raw.table_offset = table_offset.into();
@@ -155,8 +158,7 @@ impl VhdImage {
         } else {
             0
         };
-        let bat = sparse.tables.bat.rebuilt(blocks, table_offset)?;
-        let mut bytes = bat.bytes_from(first);
+        let mut bytes = sparse.tables.bat.bytes_from(first, blocks);
         let end = round_up(table_offset + entries * 4, SECTOR);
         let start = table_offset + first * SECTOR;
         bytes.resize(to_usize(end - start), 0xFF);
@@ -164,6 +166,7 @@ impl VhdImage {
         let is_same = header.raw == old.raw;
         self.journal.grow_sparse(&Growth {
             zero: self.tail_of_last_block()?,
+            end,
             table: (start, bytes),
             header: (!is_same).then_some((header.offset, sector)),
             footer: &footer,
@@ -172,11 +175,9 @@ impl VhdImage {
         self.adopt_header(header)
     }
 
-    /// Up to where the table can grow in its place.
-    fn room_behind_table(&self) -> u64 {
-        let Some(sparse) = &self.sparse else {
-            return 0;
-        };
+    /// Where the table ends growing in its place; `None` if nothing but the footer lies behind it.
+    fn next_behind_table(&self) -> Option<u64> {
+        let sparse = self.sparse.as_ref()?;
         let table = sparse.header.table_offset;
         let blocks = sparse.tables.bat.placed().map(|(_, at)| at);
         let structures = sparse.structures.iter().map(|s| s.range.start);
@@ -184,8 +185,6 @@ impl VhdImage {
             .chain(structures)
             .filter(|&start| start > table)
             .min()
-            // Nothing behind it: the table ends where new blocks would begin.
-            .unwrap_or_else(|| self.journal.end())
     }
 
     /// The bytes behind the old end in its block, if the file has any: they are about to be seen.

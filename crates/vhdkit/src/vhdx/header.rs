@@ -134,6 +134,7 @@ impl Headers {
         storage.write_at(HEADER_OFFSETS[slot], &self.encode(sequence_number)?)?;
         self.sequence_number = sequence_number;
         self.current = slot;
+        self.other_agrees = false;
         Ok(())
     }
 
@@ -142,7 +143,9 @@ impl Headers {
     pub(super) fn update(&mut self, storage: &dyn Storage) -> Result<()> {
         self.write_other(storage)?;
         storage.flush()?;
-        self.write_other(storage)
+        self.write_other(storage)?;
+        self.other_agrees = true;
+        Ok(())
     }
 
     pub(super) fn encode(&self, sequence_number: u64) -> Result<Vec<u8>> {

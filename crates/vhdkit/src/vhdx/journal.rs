@@ -2,13 +2,18 @@
 //!
 //! ```text
 //!  clean ──begin──▶ modified ──flush──▶ logging ──close──▶ clean
-//!           │                   ▲    │
-//!           └── any error of a header, log or flush ──▶ failed (until the file is opened again)
+//!    │                          ▲         ▲ │
+//!    ├──plan──▶ planned ──change──────────┘ │
+//!    └── any error of a header, log or flush ──▶ failed (until the file is opened again)
 //! ```
 //!
-//! J1 Before anything else changes, a header with a new FileWriteGuid is durable; before anything changes that the
+//! J1 Before anything changes in place, a header with a new FileWriteGuid is durable; before anything changes that the
 //!    guest reads, one with a new DataWriteGuid. A session that moves, releases or relinks keeps the DataWriteGuid.
-//! J2 LogGuid is set only after the log holds a valid entry, and cleared only after every page is in place, durably.
+//!    A change that the log brings into the file needs no header of its own for it: the one that makes the log count
+//!    (J2) carries the identity too. Written before it is only what nothing refers to: free space, and the log.
+//! J2 LogGuid is set only after the log holds a valid entry, durably: the first one, which has the first changes, counts
+//!    from then on. It is cleared only after every page is in place, durably. The second slot follows without a barrier
+//!    of its own, and so does a spare end that is cut off: losing them does no harm.
 //! J3 Changed pages of the BAT and of sector bitmaps reach the file only through a log entry that is durable before.
 //!    One flush of the guest is one entry for all of them (several, if they do not fit the log; every prefix of these
 //!    is a valid state because bitmaps go before the BAT, and the BAT goes from its end to its start).
@@ -17,7 +22,8 @@
 //! J5 Data goes without a barrier before its BAT entry if the space was zero and the block read as zeros: a crash shows
 //!    zeros or data. In a disk with a parent it would show zeros in place of the parent's data, so there the data is
 //!    made durable first. So it is if blocks were moved, whose new places were no zeros.
-//! J6 The steady state (nothing allocated since the last flush) costs one barrier; allocations without a parent too.
+//! J6 The steady state (nothing allocated since the last flush) costs one barrier; allocations without a parent too,
+//!    but for the first, which opens the log with a second one.
 //! J7 After an error that leaves memory and file possibly different, writing ends: every later call repeats the error.
 //! J8 A change of structure is one log entry: its pages are seen all or none, and everything written before is durable
 //!    before it (`structure`).
@@ -25,6 +31,9 @@
 //!    from describes it: the log is sealed first, with an empty entry that is its own tail. Nor is anything written in
 //!    place, past the log, where a replay could write.
 //! J10 The file becomes shorter only after an entry is durable that asks for no more than the new length.
+//! J11 What a session found is durable before it writes anything, also to free space or the log: a killed process may
+//!    have left a header that nobody flushed, and on the media one that names the log. Two slots that agree say that it
+//!    is (H2: the older one was durable before the newer one was written); else there is a barrier.
 
 mod structure;
 mod writer;
@@ -42,7 +51,7 @@ use super::log::Change;
 use super::space::{Space, Span, UsedMap};
 use crate::error::{Error, ErrorKind, Result};
 use crate::storage::Storage;
-use writer::{Writer, pages_per_entry};
+use writer::Writer;
 
 /// A changed page that the journal has been told of.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -95,6 +104,10 @@ struct State {
     repairs: Vec<(u64, Box<[u8]>)>,
     /// The replay of this open already gave the file a new FileWriteGuid.
     file_guid_is_new: bool,
+    /// This session chose the DataWriteGuid.
+    data_guid_is_new: bool,
+    /// No header has the identity that memory has (J1). Then the log is not open.
+    identity_is_due: bool,
 }
 
 impl Journal {
@@ -120,6 +133,8 @@ impl Journal {
                 repairs,
                 flushed_length: file_length,
                 file_guid_is_new,
+                data_guid_is_new: false,
+                identity_is_due: false,
             }),
             started: AtomicU64::new(0),
             completed: AtomicU64::new(0),
@@ -162,10 +177,29 @@ impl Journal {
         }
     }
 
-    /// Called before the first change of a session, and before its first change of data, by whoever comes first (J1).
-    /// `used` tells what of the file is in use, and how many bytes behind it belong to the file as well; `begun` is
-    /// called once, before anybody can write.
+    /// Called before a session's first change in place, and of what the guest reads, by whoever comes first (J1). `used`
+    /// tells what of the file is in use, and how many bytes behind it belong to the file as well; `begun` is called once,
+    /// before anybody can write.
     pub(super) fn begin(
+        &self,
+        storage: &dyn Storage,
+        used: impl FnOnce() -> Result<(UsedMap, u64)>,
+        begun: impl FnOnce(),
+    ) -> Result<()> {
+        if self.has_begun(Session::Data) {
+            return self.check();
+        }
+        self.plan(Session::Data, storage, used, begun)?;
+        let mut state = lock(&self.state);
+        self.check()?;
+        let result = self.settle_identity(storage, &mut state);
+        self.remember(&result);
+        result
+    }
+
+    /// As [`Journal::begin`], for a session whose changes all go through the log, or first to free space: the identity
+    /// goes with them.
+    pub(super) fn plan(
         &self,
         session: Session,
         storage: &dyn Storage,
@@ -177,40 +211,42 @@ impl Journal {
         }
         let mut state = lock(&self.state);
         self.check()?;
-        if self.has_begun(session) {
-            return Ok(());
-        }
-        if self.is_modified() {
-            let result = set_identity(storage, &mut state, Uuid::new_v4());
-            self.remember(&result);
-            result?;
-        } else {
+        if !self.is_modified() {
             let (used, keep) = used()?;
-            let result = self.begin_locked(session, storage, &mut state, &used, keep);
+            let result = self.plan_locked(storage, &mut state, &used, keep);
             self.remember(&result);
             result?;
             begun();
+            self.session
+                .store(Session::Structure as u8, Ordering::Release);
         }
-        self.session.store(session as u8, Ordering::Release);
+        if session == Session::Data && !state.data_guid_is_new {
+            state.headers.data_write_guid = Uuid::new_v4();
+            state.data_guid_is_new = true;
+            state.identity_is_due = true;
+        }
+        if state.writer.is_some() {
+            let result = self.settle_identity(storage, &mut state);
+            self.remember(&result);
+            result?;
+        }
         Ok(())
     }
 
-    fn begin_locked(
+    fn plan_locked(
         &self,
-        session: Session,
         storage: &dyn Storage,
         state: &mut State,
         used: &UsedMap,
         keep: u64,
     ) -> Result<()> {
+        if !state.headers.other_agrees {
+            storage.flush()?;
+        }
         if !state.file_guid_is_new {
             state.headers.file_write_guid = Uuid::new_v4();
         }
-        let data_write_guid = match session {
-            Session::Structure => state.headers.data_write_guid,
-            Session::Data => Uuid::new_v4(),
-        };
-        set_identity(storage, state, data_write_guid)?;
+        state.identity_is_due = true;
         let space = Space::new(storage, used, keep)?;
         state.flushed_length = state.flushed_length.min(space.file_length());
         *lock(&self.space) = Some(space);
@@ -227,6 +263,25 @@ impl Journal {
     pub(super) fn defer_punching(&self, defer: bool) {
         if let Some(space) = &mut *lock(&self.space) {
             space.defer_punching(defer);
+        }
+    }
+
+    /// Makes a header durable that has the identity, if none has it.
+    fn settle_identity(&self, storage: &dyn Storage, state: &mut State) -> Result<()> {
+        if state.identity_is_due {
+            // The current header may be one that nobody flushed (a killed process wrote it, or an earlier update here):
+            // only when it is durable may the other slot be touched.
+            storage.flush()?;
+            state.headers.update(storage)?;
+        }
+        self.identity_is_durable(state);
+        Ok(())
+    }
+
+    fn identity_is_durable(&self, state: &mut State) {
+        state.identity_is_due = false;
+        if state.data_guid_is_new {
+            self.session.store(Session::Data as u8, Ordering::Release);
         }
     }
 
@@ -342,27 +397,40 @@ impl Journal {
             .collect();
         pages.reverse();
         pages.append(&mut state.repairs);
-        if state.writer.is_none() {
-            // Has a barrier, after the bytes were taken.
-            self.open_log(storage, state)?;
-        } else if self.data_first || self.moved.load(Ordering::Acquire) {
+        // A log that is opened counts only after a further barrier.
+        let data_first = self.data_first || self.moved.load(Ordering::Acquire);
+        if data_first && state.writer.is_some() {
             self.barrier(storage, state)?;
         }
-        for batch in pages.chunks_mut(pages_per_entry(state.headers.log_length)) {
-            let changes: Vec<Change> = batch
-                .iter()
-                .map(|(file_offset, page)| Change::Page {
-                    file_offset: *file_offset,
-                    page: page.clone(),
-                })
-                .collect();
-            self.append(storage, state, &changes)?;
-            self.barrier_of_entry(storage, state)?;
-            batch.sort_unstable_by_key(|&(offset, _)| offset);
-            write_pages(storage, batch)?;
+        for batch in pages.chunks_mut(Self::pages_per_entry(state)) {
+            self.log_entry(storage, state, batch)?;
         }
         self.moved.store(false, Ordering::Release);
         Ok(())
+    }
+
+    /// Commits pages in one entry and writes them in place.
+    fn log_entry(
+        &self,
+        storage: &dyn Storage,
+        state: &mut State,
+        pages: &mut [PlacedPage],
+    ) -> Result<()> {
+        pages.sort_unstable_by_key(|&(offset, _)| offset);
+        let changes: Vec<Change> = pages
+            .iter()
+            .map(|(file_offset, page)| Change::Page {
+                file_offset: *file_offset,
+                page: page.clone(),
+            })
+            .collect();
+        if state.writer.is_none() {
+            self.open_log(storage, state, &changes)?;
+        } else {
+            self.append(storage, state, &changes)?;
+            self.barrier_of_entry(storage, state)?;
+        }
+        write_pages(storage, pages)
     }
 
     /// Flushes, empties the log, cuts off spare space (J2). Nothing can be written afterwards.
@@ -397,6 +465,7 @@ impl Journal {
             None => Vec::new(),
         };
         self.commit(storage, state, take_page)?;
+        self.settle_identity(storage, state)?;
         if let Some(writer) = &state.writer {
             if writer.tail != writer.head {
                 // The pages are in place; now durably so.
@@ -416,8 +485,7 @@ impl Journal {
                 space.trimmed();
             }
             Ok(())
-        })?;
-        storage.flush()
+        })
     }
 
     fn with_space<T>(&self, f: impl FnOnce(&mut Space) -> Result<T>) -> Result<T> {
@@ -436,15 +504,6 @@ impl Journal {
             let _ = self.failed.set(error.duplicate());
         }
     }
-}
-
-/// Makes a header durable that names this DataWriteGuid.
-fn set_identity(storage: &dyn Storage, state: &mut State, data_write_guid: Uuid) -> Result<()> {
-    state.headers.data_write_guid = data_write_guid;
-    // The current header may be one that nobody flushed (a killed process wrote it, or an earlier update here): only
-    // when it is durable may the other slot be touched.
-    storage.flush()?;
-    state.headers.update(storage)
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

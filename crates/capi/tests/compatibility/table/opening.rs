@@ -190,14 +190,17 @@ fn masks() -> Group {
                 assert_eq!(lab.create("a.vhdx", VIRTUAL_DISK_ACCESS_ALL, 0, |_| ()).0, ERROR_INVALID_PARAMETER);
                 lab.create("a.vhdx", VIRTUAL_DISK_ACCESS_NONE, 0, |_| ()).0
             };
-            "VIRTUAL_DISK_ACCESS_ATTACH_RO": SAME, "" => |lab| {
+            "VIRTUAL_DISK_ACCESS_ATTACH_RO": Here::Differs, "also beside other handles that only read" => |lab| {
                 let handle = lab.masked(VIRTUAL_DISK_ACCESS_ATTACH_RO);
+                assert_eq!(lab.v1("masked.vhdx", VIRTUAL_DISK_ACCESS_ATTACH_RO, 0).0, 0);
+                assert_eq!(lab.v1("masked.vhdx", VIRTUAL_DISK_ACCESS_ATTACH_RW, 1).0, ERROR_SHARING_VIOLATION);
                 assert_eq!(lab.attach(handle, RAW), ERROR_ACCESS_DENIED);
                 assert_eq!(lab.info(handle, GET_VIRTUAL_DISK_INFO_SIZE).0, ERROR_ACCESS_DENIED);
                 lab.attach(handle, RAW_READ_ONLY)
             };
-            "VIRTUAL_DISK_ACCESS_ATTACH_RW": SAME, "" => |lab| {
+            "VIRTUAL_DISK_ACCESS_ATTACH_RW": SAME, "takes an RWDepth of 1 at least, as METAOPS does: 5" => |lab| {
                 let handle = lab.masked(VIRTUAL_DISK_ACCESS_ATTACH_RW);
+                assert_eq!(lab.v1("masked.vhdx", VIRTUAL_DISK_ACCESS_ATTACH_RW, 1).0, ERROR_SHARING_VIOLATION);
                 assert_eq!(lab.attach(handle, RAW_READ_ONLY), ERROR_ACCESS_DENIED);
                 assert_eq!(lab.detach(handle), ERROR_ACCESS_DENIED);
                 lab.attach(handle, RAW)

@@ -64,14 +64,62 @@ fn a_disk_in_use_stays_unless_it_is_let_go() {
 }
 
 #[test]
-fn a_name_that_is_no_text_is_the_reason_that_is_told() {
+fn a_name_that_is_no_text_is_a_name_like_any_other() {
+    if !can_attach() || !has(&["mkfs.ext4"]) {
+        return;
+    }
+    let folder = Folder::new();
+    sh(
+        &folder,
+        "",
+        "N=$'bad\\xff.vhdx'; P=$'base\\xfe.vhdx'; M=$'m\\xff'; mkdir \"$M\"; \
+         $V create base.vhdx 64M; $V create \"$N\" --parent base.vhdx; mv base.vhdx \"$P\"; \
+         D=$($V attach \"$N\" --parent \"$P\"); mkfs.ext4 -q $D; \
+         $V list | grep -q \"^$D .*bad.*vhdx\"; ! $V attach \"$N\" --parent \"$P\"; $V detach \"$N\"; \
+         $V mount \"$N\" \"$M\" --parent \"$P\"; echo hello > \"$M/file\"; $V unmount \"$M\"; \
+         $V attach \"$N\" --parent \"$P\" --file \"$M\"; test -s \"$M/disk.img\"; $V detach \"$M\"",
+    );
+    let ran = folder.shell("$V attach $'gone\\xff.vhdx'");
+    ran.failed(1, "no such file");
+}
+
+/// Attaches that begin at the same time, as far as that goes: both wait for their parent, which lies on a file system
+/// whose server has stopped.
+#[test]
+fn of_two_that_attach_a_disk_at_once_one_gets_it_also_if_both_only_read() {
     if !can_attach() {
         return;
     }
     let folder = Folder::new();
-    let ran = folder.shell("$V create $'bad\\xff.vhdx' 8M && $V attach $'bad\\xff.vhdx'");
-    assert_eq!(ran.code, Some(1), "{ran:?}");
-    assert!(ran.err.contains("no valid Unicode"), "{ran:?}");
+    folder.ok("create base.vhdx 8M");
+    sh(&folder, "", "mv base.vhdx base.img; mkdir d");
+    let below = Attached::new(&folder, "base.img --format raw --file d");
+    folder.ok("create child.vhdx --parent d/disk.img");
+    let signal = |name: &str| sh(&folder, "", &format!("kill -{name} {}", below.pid()));
+    signal("STOP");
+    let mut both: Vec<_> = (0..2)
+        .map(|i| {
+            let words = format!("exec $V attach child.vhdx --read-only > out{i} 2> err{i}");
+            folder.shell_child(&words)
+        })
+        .collect();
+    std::thread::sleep(std::time::Duration::from_millis(1500));
+    signal("CONT");
+    let codes: Vec<_> = both
+        .iter_mut()
+        .map(|child| child.wait().unwrap().code())
+        .collect();
+    let said = sh(&folder, "", "cat out* err*");
+    folder.ok("detach child.vhdx");
+    let second = folder.run("detach child.vhdx");
+    folder.ok("detach d");
+    below.gone();
+    assert!(
+        codes.contains(&Some(0)) && codes.contains(&Some(1)),
+        "{codes:?}: {said}"
+    );
+    second.failed(1, "it is not attached");
+    assert!(said.contains("attached"), "{said}");
 }
 
 #[test]
@@ -132,6 +180,9 @@ fn mount_and_unmount_are_one_step_each() {
     folder
         .run("mount disk.vhdx missing --partition 2")
         .failed(1, "cannot mount on");
+    folder
+        .run("mount disk.vhdx disk.vhdx --partition 2")
+        .failed(1, "disk.vhdx: it is not a folder");
     // Nothing that can be mounted.
     folder
         .run("mount disk.vhdx m --partition 1")
@@ -147,6 +198,18 @@ fn mount_and_unmount_are_one_step_each() {
         folder.path("m").to_str().unwrap()
     );
     sh(&folder, "", "echo hello > m/file");
+    // Who keeps it is told, and what to do.
+    let mut visitor = folder.shell_child("cd m; exec sleep 60");
+    eventually("the visitor", || {
+        let ran = folder.run("unmount m");
+        ran.code == Some(1)
+            && ran
+                .err
+                .contains(&format!("process {} (sleep)", visitor.id()))
+            && ran.err.contains("--lazy")
+    });
+    visitor.kill().unwrap();
+    visitor.wait().unwrap();
     folder.ok("unmount m");
     mounted.gone();
     // Read-only means that not even a journal is replayed.

@@ -44,6 +44,8 @@ const ATTEMPTS: usize = 64;
 pub enum Unit {
     /// Bytes: a size and a rate make sense.
     Bytes,
+    /// Bytes of which nobody knows how many will come: a size and a rate make sense, the proportion does not.
+    BytesSoFar,
     /// Anything else: only the proportion makes sense.
     Steps,
 }

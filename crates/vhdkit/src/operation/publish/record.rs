@@ -27,6 +27,8 @@ const VERB: usize = 64;
 const END_OF_TIME: u64 = 253_402_300_800_000;
 
 const COUNTS_BYTES: u32 = 1;
+/// With the one before: how many there will be is not known.
+const OPEN_ENDED: u32 = 2;
 
 /// Length of the file.
 pub(super) const ENTRY_LENGTH: usize = size_of::<Entry>();
@@ -98,9 +100,12 @@ pub(super) fn encode(origin: &Origin, progress: Progress) -> Result<Vec<u8>> {
     identity.signature = SIGNATURE;
     identity.version = VERSION.into();
     identity.pid = origin.pid.into();
-    if origin.subject.unit == Unit::Bytes {
-        identity.flags = COUNTS_BYTES.into();
-    }
+    let flags = match origin.subject.unit {
+        Unit::Bytes => COUNTS_BYTES,
+        Unit::BytesSoFar => COUNTS_BYTES | OPEN_ENDED,
+        Unit::Steps => 0,
+    };
+    identity.flags = flags.into();
     let since = origin.started.duration_since(UNIX_EPOCH);
     let millis = since.map_or(0, |d| u64::try_from(d.as_millis()).unwrap_or(0));
     identity.started = millis.into();
@@ -182,9 +187,10 @@ impl Identity {
             subject: Subject {
                 path: path_of(path),
                 other: (!other.is_empty()).then(|| path_of(other)),
-                unit: match self.flags.get() & COUNTS_BYTES {
-                    0 => Unit::Steps,
-                    _ => Unit::Bytes,
+                unit: match self.flags.get() {
+                    flags if flags & COUNTS_BYTES == 0 => Unit::Steps,
+                    flags if flags & OPEN_ENDED == 0 => Unit::Bytes,
+                    _ => Unit::BytesSoFar,
                 },
             },
             pid: self.pid.get(),

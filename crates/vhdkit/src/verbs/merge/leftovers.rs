@@ -5,6 +5,7 @@
 //! goes when they are gone. The next merge of the disk deletes what a list that it finds names, each file only if it
 //! still is what was listed.
 
+use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -14,7 +15,7 @@ use uuid::Uuid;
 use crate::disk::{Layer, OpenOptions, Parents};
 use crate::error::{Error, ErrorKind, Result};
 use crate::image::DiskType;
-use crate::storage::{Access, FileStorage, NewFile};
+use crate::storage::{Access, FileStorage, NewFile, sync_names};
 
 use super::super::set_parent::same_file;
 
@@ -59,7 +60,8 @@ pub(super) fn forget(disk: &Path) -> Result<()> {
         Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
             Err(Error::io("delete", e).with_path(path))
         }
-        _ => Ok(()),
+        Err(_) => Ok(()),
+        Ok(()) => sync_names(&path),
     }
 }
 
@@ -120,7 +122,7 @@ fn is_still(file: &Leftover, known: &[Uuid]) -> bool {
             .is_some_and(|parent| parent.identifiers.iter().any(|id| known.contains(id)))
 }
 
-/// Deletes files, in this order.
+/// Deletes files, in this order, durably.
 pub(super) fn delete(paths: &[PathBuf], deleted: &mut Vec<PathBuf>) -> Result<()> {
     for path in paths {
         match std::fs::remove_file(path) {
@@ -130,7 +132,10 @@ pub(super) fn delete(paths: &[PathBuf], deleted: &mut Vec<PathBuf>) -> Result<()
             _ => deleted.push(path.clone()),
         }
     }
-    Ok(())
+    let one_of_each_folder: BTreeMap<_, _> = paths.iter().map(|p| (p.parent(), p)).collect();
+    one_of_each_folder
+        .values()
+        .try_for_each(|path| sync_names(path))
 }
 
 /// The merged layers as they go into a list.

@@ -2,10 +2,11 @@
 
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use zerocopy::IntoBytes;
 
-use super::{Journal, PER_SECTOR, Tables, lock};
+use super::{Journal, PER_SECTOR, READY, SETTLED, Tables, lock};
 use crate::error::{Error, ErrorKind, Result};
 use crate::image::Pace;
 use crate::num::{GIB, round_up};
@@ -31,6 +32,8 @@ pub(in crate::vhd) struct NewHeader<'a> {
 pub(in crate::vhd) struct Growth<'a> {
     /// What has to become zero: behind the old end, in the last block.
     pub(in crate::vhd) zero: Option<Range<u64>>,
+    /// Up to where everything is in use then, if the table reaches behind what is in use now.
+    pub(in crate::vhd) end: u64,
     /// Entries: where they go, and what they are.
     pub(in crate::vhd) table: (u64, Vec<u8>),
     /// The first sector of the header and where it is, if it changes.
@@ -158,6 +161,9 @@ impl Journal {
     pub(in crate::vhd) fn change_footer(&mut self, footer: &Footer) -> Result<()> {
         self.begin()?;
         let failed = |journal: &Self, result: Result<()>| result.map_err(|e| journal.fail(e));
+        if self.tables.is_some() {
+            self.rely_on_other_footer()?;
+        }
         let at = self.limit();
         failed(self, self.storage.write_at(at, footer.as_bytes()))?;
         self.barrier()?;
@@ -166,7 +172,21 @@ impl Journal {
             self.barrier()?;
         }
         self.footer.copy_from_slice(footer.as_bytes());
+        self.settled();
         Ok(())
+    }
+
+    /// A barrier was just passed: until the next [`Journal::begin`] none is needed.
+    fn settled(&self) {
+        let changes = lock(&self.changes);
+        if changes.bat_sectors.is_empty()
+            && changes.bitmaps.is_empty()
+            && changes.released.is_empty()
+        {
+            let _ =
+                self.state
+                    .compare_exchange(READY, SETTLED, Ordering::AcqRel, Ordering::Acquire);
+        }
     }
 
     /// The first sector of the header, in which the checksum is.
@@ -224,8 +244,10 @@ impl Journal {
 
     /// Makes a dynamic disk larger.
     pub(in crate::vhd) fn grow_sparse(&mut self, growth: &Growth<'_>) -> Result<()> {
+        self.begin()?;
         // The table may grow into a place that was released.
         self.keep_holes();
+        self.reach(growth.end)?;
         if let Some(range) = &growth.zero {
             self.storage
                 .zero_range(range.start, range.end - range.start)?;
@@ -236,6 +258,27 @@ impl Journal {
             self.change_header_sector(at, sector)?;
         }
         self.change_footer(growth.footer)
+    }
+
+    /// Room up to `end`, all of which the caller writes before the next barrier: also over a footer that was the last.
+    fn reach(&self, end: u64) -> Result<()> {
+        let mut space = lock(&self.space);
+        if end <= space.end {
+            return Ok(());
+        }
+        if end + FOOTER_SIZE > space.file_size {
+            if !self.storage.grows_with_zeros() {
+                return Err(Self::no_room(&space, end - space.end));
+            }
+            self.lengthen(&mut space, end + FOOTER_SIZE)?;
+        }
+        if let Some(old) = space.old_footer {
+            self.storage.write_at(old, &[0; 512])?;
+            space.old_footer = None;
+        }
+        space.end = end;
+        space.generation += 1;
+        Ok(())
     }
 
     /// Makes a fixed disk of `size` bytes larger. `marked` is the new footer with its mark, `clean` the one without.

@@ -9,6 +9,7 @@ mod resize;
 mod usage;
 mod write;
 
+use std::io::PipeWriter;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
@@ -21,7 +22,7 @@ use crate::image::{
     AllocatedBlock, Backing, DiskType, Extent, ExtentKind, Format, Image, ImageInfo, Pace, Packed,
     ParentLink, Told, Usage, ZeroMode,
 };
-use crate::num::to_usize;
+use crate::num::{round_down, round_up, to_usize};
 use crate::storage::Storage;
 use crate::vhdx::bat::{self, Block, Geometry};
 use crate::vhdx::header::{Headers, corrupt};
@@ -277,6 +278,27 @@ impl Image for VhdxImage {
         Ok(())
     }
 
+    fn lend(&self, offset: u64, length: u64, pipe: &PipeWriter) -> Result<u64> {
+        let (block, within, n) = self.portion(offset, length);
+        let _guard = self.locks.read(block);
+        let Block::Present(place) = self.block(block)? else {
+            return Ok(0);
+        };
+        let start = place + within;
+        let mut end = (start + n).min(self.file_end.load(Ordering::Relaxed));
+        if self.writable {
+            let safe = whole_folios(&(place..place + self.geometry.block_size));
+            if start < safe.start {
+                return Ok(0);
+            }
+            end = end.min(safe.end);
+        }
+        if start >= end {
+            return Ok(0);
+        }
+        Ok(self.storage.lend(start, end - start, pipe))
+    }
+
     fn write_at(&self, offset: u64, data: &[u8], backing: &dyn Backing) -> Result<()> {
         self.check_writable()?;
         self.begin()?;
@@ -470,6 +492,17 @@ impl VhdxImage {
         }
         Ok(())
     }
+}
+
+/// What of a place may be lent although the place may be freed and used again. A place that is freed is punched before
+/// it is used again (S2 in `space.rs`), and what is punched is gone from the page cache: whoever still has its pages keeps
+/// what was in them. But the cache is made of folios, and one of which only a part is punched stays, with that part zeroed
+/// and then filled anew. Folios are aligned to their size, so those inside the place go entirely.
+fn whole_folios(place: &Range<u64>) -> Range<u64> {
+    let page = rustix::param::page_size() as u64;
+    // The system's limits: what one entry of an upper page table covers, and 2048 pages.
+    let largest = page * (page / 8).min(2048);
+    round_up(place.start, largest)..round_down(place.end, largest)
 }
 
 /// Adds a range, joined with the last one where they touch.

@@ -9,7 +9,7 @@ use std::collections::BTreeSet;
 use std::ops::Range;
 
 use super::VhdxImage;
-use crate::error::{Context, Result};
+use crate::error::Result;
 use crate::image::{Backing, Image, Pace};
 use crate::num::{GIB, MIB, round_up, to_usize};
 use crate::vhdx::bat::{self, Block, Geometry, Slot};
@@ -124,30 +124,20 @@ impl VhdxImage {
             all: self.units(&old, &new, allocates, surveys)?,
         };
         meter.tell(0)?;
-        // An allocation may be given up, and then the data has not changed.
-        let session = if allocates {
-            Session::Structure
-        } else {
-            Session::Data
-        };
-        self.begin_session(session, &mut |bytes| meter.tell(bytes))?;
+        // What takes space may be given up, and then the data has not changed: children stay valid.
+        self.plan_session(Session::Structure, &mut |bytes| meter.tell(bytes))?;
         let fixed = if allocates {
             Some(self.allocate_blocks(new.block_count - old.block_count, &mut meter)?)
         } else {
             None
         };
-        let resized = self
-            .resize_to(
-                Added {
-                    old,
-                    new,
-                    fixed,
-                    hiding: Vec::new(),
-                },
-                backing,
-                &mut meter,
-            )
-            .while_doing("resize");
+        let added = Added {
+            old,
+            new,
+            fixed,
+            hiding: Vec::new(),
+        };
+        let resized = self.resize_to(added, backing, &mut meter);
         if let Err(e) = resized {
             let length = new.block_count.saturating_sub(old.block_count) * new.block_size;
             self.give_up(fixed.map(|at| (at, length)));
@@ -241,7 +231,6 @@ impl VhdxImage {
         backing: &dyn Backing,
         meter: &mut Meter<'_>,
     ) -> Result<()> {
-        self.begin()?;
         let (old, new) = (added.old, added.new);
         let (mut freed, mut freed_logged) = (Vec::new(), Vec::new());
         if new.virtual_size > old.virtual_size {
@@ -277,6 +266,7 @@ impl VhdxImage {
         };
         if let Some(changed) = in_place {
             pages.extend(changed);
+            self.plan_session(Session::Data, &mut |_| Ok(()))?;
             self.commit_pages(pages, &freed, &freed_logged)?;
             self.adopt_size(new);
             return Ok(());
@@ -287,6 +277,7 @@ impl VhdxImage {
             let regions = self.with_region(REGION_BAT, at, length);
             pages.extend(region::changed_pages(&*self.storage, &regions)?);
             self.reserve_pages(&pages)?;
+            self.plan_session(Session::Data, &mut |_| Ok(()))?;
             Ok(regions)
         });
         let regions: Vec<Region> = match written {
@@ -319,7 +310,12 @@ impl VhdxImage {
             return Ok(false);
         }
         let (block, length) = (end / size, size - within);
-        match self.block(block)? {
+        let place = self.block(block)?;
+        if matches!(place, Block::Present(_) | Block::Partial(_)) {
+            // It changes in place.
+            self.begin()?;
+        }
+        match place {
             Block::Present(at) if self.metadata.leave_blocks_allocated => {
                 self.storage.zero_range(at + within, length)?;
             }

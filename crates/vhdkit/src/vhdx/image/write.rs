@@ -11,6 +11,7 @@ use crate::vhdx::bat::{self, Block};
 use crate::vhdx::journal::{DirtyPage, Session};
 use crate::vhdx::layout::MAX_FILE_SIZE;
 use crate::vhdx::pages::WORDS;
+use crate::vhdx::space::UsedMap;
 
 impl VhdxImage {
     pub(super) fn check_writable(&self) -> Result<()> {
@@ -25,30 +26,41 @@ impl VhdxImage {
 
     /// Called right before the first change: a request that changes nothing leaves the file and its identity alone.
     pub(super) fn begin(&self) -> Result<()> {
-        self.begin_session(Session::Data, &mut |_| Ok(()))
+        self.journal.begin(
+            &*self.storage,
+            || self.in_use(&mut |_| Ok(())),
+            || self.now_grows(),
+        )
     }
 
-    /// As [`Self::begin`], before a change that the guest does not see.
+    /// As [`Self::begin`], before a change that the guest does not see, and that goes through the log.
     pub(super) fn begin_structure(&self) -> Result<()> {
-        self.begin_session(Session::Structure, &mut |_| Ok(()))
+        self.plan_session(Session::Structure, &mut |_| Ok(()))
     }
 
-    /// `told` hears of further bytes of the BAT that were read, and may stop it before anything has changed.
-    pub(super) fn begin_session(
+    /// As [`Self::begin`], before changes that go through the log. `told` hears of further bytes of the BAT that were
+    /// read, and may stop it before anything has changed.
+    pub(super) fn plan_session(
         &self,
         session: Session,
         told: &mut dyn FnMut(u64) -> Result<()>,
     ) -> Result<()> {
-        self.journal.begin(
+        self.journal.plan(
             session,
             &*self.storage,
-            || {
-                let survey = self.survey_telling(told)?;
-                Ok((survey.used, survey.unplaced))
-            },
-            // Every block lies within the file from then on.
-            || self.file_end.store(MAX_FILE_SIZE, Ordering::Relaxed),
+            || self.in_use(told),
+            || self.now_grows(),
         )
+    }
+
+    fn in_use(&self, told: &mut dyn FnMut(u64) -> Result<()>) -> Result<(UsedMap, u64)> {
+        let survey = self.survey_telling(told)?;
+        Ok((survey.used, survey.unplaced))
+    }
+
+    /// Every block lies within the file from now on.
+    fn now_grows(&self) {
+        self.file_end.store(MAX_FILE_SIZE, Ordering::Relaxed);
     }
 
     /// The space that an entry without content holds on to.

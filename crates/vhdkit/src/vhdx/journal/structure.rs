@@ -1,15 +1,11 @@
 //! Changes of structure: pages that are seen all or none, moves, a shorter file (rules J8 to J10).
 
-use std::sync::atomic::Ordering;
-
 use uuid::Uuid;
 
-use super::writer::{LOG_LENGTH, pages_per_entry, write_pages};
-use super::{DirtyPage, Journal, Session, State, lock, set_identity};
+use super::{DirtyPage, Journal, State, lock};
 use crate::error::Result;
 use crate::storage::Storage;
 use crate::vhdx::header::corrupt;
-use crate::vhdx::log::Change;
 use crate::vhdx::space::Span;
 
 /// A page and where it goes.
@@ -28,18 +24,18 @@ impl Journal {
         let mut state = lock(&self.state);
         self.check()?;
         if state.headers.data_write_guid != identifier {
-            let result = set_identity(storage, &mut state, identifier);
-            self.remember(&result);
-            result?;
+            state.headers.data_write_guid = identifier;
+            state.identity_is_due = true;
         }
-        self.session.store(Session::Data as u8, Ordering::Release);
-        Ok(())
+        state.data_guid_is_new = true;
+        let result = self.settle_identity(storage, &mut state);
+        self.remember(&result);
+        result
     }
 
     /// The most pages that [`Journal::transact`] takes.
     pub(in crate::vhdx) fn transaction_limit(&self) -> usize {
-        let length = lock(&self.state).headers.log_length;
-        pages_per_entry(if length == 0 { LOG_LENGTH } else { length })
+        Self::pages_per_entry(&lock(&self.state))
     }
 
     /// J8: makes everything durable that was written or changed before, then these pages in one entry, then gives back
@@ -52,13 +48,12 @@ impl Journal {
         freed: &[Span],
     ) -> Result<()> {
         self.exclusively(|state| {
-            let is_new = state.writer.is_none();
-            if is_new || !state.repairs.is_empty() {
-                self.log_pages(storage, state, &[], take_page)?;
-            }
-            // A log that was just opened is a barrier behind all that was written.
-            if !is_new || self.has_changes() {
+            // Opening the log is a barrier behind all that was written, before the entry counts.
+            if state.writer.is_some() || self.has_changes() {
                 self.commit(storage, state, take_page)?;
+            }
+            if !state.repairs.is_empty() {
+                self.log_pages(storage, state, &[], take_page)?;
             }
             self.log_together(storage, state, pages)?;
             self.give_back(storage, state, freed, &[])
@@ -77,7 +72,7 @@ impl Journal {
         state: &mut State,
         mut pages: Vec<PlacedPage>,
     ) -> Result<()> {
-        if pages.len() > pages_per_entry(state.headers.log_length) {
+        if pages.len() > Self::pages_per_entry(state) {
             return Err(corrupt(format!(
                 "a log of {} bytes cannot hold a change of {} pages",
                 state.headers.log_length,
@@ -85,17 +80,7 @@ impl Journal {
             ))
             .with_hint("convert the disk to a new file, which gets a larger log"));
         }
-        pages.sort_unstable_by_key(|&(offset, _)| offset);
-        let changes: Vec<Change> = pages
-            .iter()
-            .map(|(file_offset, page)| Change::Page {
-                file_offset: *file_offset,
-                page: page.clone(),
-            })
-            .collect();
-        self.append(storage, state, &changes)?;
-        self.barrier_of_entry(storage, state)?;
-        write_pages(storage, &pages)
+        self.log_entry(storage, state, &mut pages)
     }
 
     /// J9: after this no replay writes anywhere, until something is logged again.
@@ -122,6 +107,7 @@ impl Journal {
             if before <= end {
                 return self.barrier(storage, state);
             }
+            self.settle_identity(storage, state)?;
             state.flushed_length = state.flushed_length.min(end);
             self.seal(storage, state)?;
             storage.set_len(end)?;

@@ -29,8 +29,13 @@ pub(super) struct Writer {
 }
 
 impl Journal {
-    /// Starts the log: an empty entry, then the header that makes it count (J2).
-    pub(super) fn open_log(&self, storage: &dyn Storage, state: &mut State) -> Result<()> {
+    /// Starts the log: its first entry, then the header that makes it count (J2) and has the identity (J1).
+    pub(super) fn open_log(
+        &self,
+        storage: &dyn Storage,
+        state: &mut State,
+        changes: &[Change],
+    ) -> Result<()> {
         if state.headers.log_length == 0 {
             state.headers.log_offset = self.take_space(storage, LOG_LENGTH)?;
             state.headers.log_length = LOG_LENGTH;
@@ -45,9 +50,19 @@ impl Journal {
             last: 0,
             sequence_number: 1,
         });
-        self.append(storage, state, &[])?;
+        self.append(storage, state, changes)?;
         self.barrier_of_entry(storage, state)?;
-        state.headers.update(storage)
+        state.headers.update(storage)?;
+        self.identity_is_durable(state);
+        Ok(())
+    }
+
+    /// The most pages that one entry takes.
+    pub(super) fn pages_per_entry(state: &State) -> usize {
+        pages_per_entry(match state.headers.log_length {
+            0 => LOG_LENGTH,
+            length => length,
+        })
     }
 
     /// Writes an entry at the head, making room first if need be.
@@ -146,7 +161,7 @@ impl Journal {
 }
 
 /// Length of a log that is made for a file without one.
-pub(super) const LOG_LENGTH: u64 = MIB;
+const LOG_LENGTH: u64 = MIB;
 
 /// True if an entry of `length` bytes fits behind the head. One sector stays free, since a head that has caught up with
 /// the tail would be ambiguous, and one more for the empty entry that makes room.
@@ -158,7 +173,7 @@ fn has_room(state: &State, length: u64) -> bool {
 }
 
 /// The most pages that one entry of a log can carry behind an empty entry.
-pub(super) fn pages_per_entry(log_length: u64) -> usize {
+fn pages_per_entry(log_length: u64) -> usize {
     let sectors = log_length / LOG_SECTOR;
     let pages = (0..sectors)
         .rev()

@@ -1,0 +1,42 @@
+//! How far it is while maps are still asked what there is to do. Mostly that takes no time; where each look reads a bitmap
+//! or a page of a table it can take most of the time.
+
+use crate::error::Result;
+use crate::operation::Monitor;
+
+/// What a look costs, in bytes that could have been copied meanwhile: it reads a page at most.
+const COST: u64 = 4096;
+
+/// What is asked of a map at a time, in bytes: no more than some MiB of tables answer for it.
+pub(super) const LONGEST: u64 = 256 << 30;
+
+/// Reports looks at a disk of `size` bytes, of which what was not looked at is taken to be like the rest.
+pub(super) struct Looks<'a> {
+    monitor: &'a Monitor,
+    size: u64,
+    counted: u64,
+}
+
+impl<'a> Looks<'a> {
+    pub(super) fn new(monitor: &'a Monitor, size: u64) -> Self {
+        Self {
+            monitor,
+            size,
+            counted: 0,
+        }
+    }
+
+    /// One more look: up to `at` the disk is known, and `work` bytes have to be copied there. The work may stop here.
+    pub(super) fn seen(&mut self, at: u64, work: u64) -> Result<()> {
+        self.counted += COST;
+        let all = u128::from(self.counted + work) * u128::from(self.size) / u128::from(at.max(1));
+        let all = u64::try_from(all).unwrap_or(u64::MAX);
+        self.monitor.set(self.counted, all.max(self.counted + 1));
+        self.monitor.checkpoint()
+    }
+
+    /// All is known: so many bytes have to be copied.
+    pub(super) fn are_over(self, work: u64) {
+        self.monitor.set(self.counted, self.counted + work);
+    }
+}
