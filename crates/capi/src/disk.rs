@@ -357,8 +357,8 @@ impl Disk {
             *self.attachment.lock() = None;
             return self.opened.write().take_back();
         }
-        let mut here = self.attachment.lock();
         let disk = self.disk();
+        let mut here = self.attachment.lock();
         if disk.is_writable() {
             disk.flush()?;
         }

@@ -45,7 +45,7 @@ static DWORD List(HANDLE disk) {
         }
         status = GetVirtualDiskMetadata(disk, &items[i], &size, data);
         if (status == ERROR_SUCCESS)
-            printf("  %s: %.*s\n", IsEqualGUID(items[i], NOTE) ? "note" : "other", (int)size, data);
+            printf("  %s: %.*s\n", memcmp(&items[i], &NOTE, sizeof NOTE) == 0 ? "note" : "other", (int)size, data);
         free(data);
     }
     free(items);

@@ -19,7 +19,7 @@ const NARROW: u16 = 56;
 pub(super) struct Bar {
     unit: Unit,
     since: Instant,
-    bar: ProgressBar,
+    drawn: ProgressBar,
 }
 
 impl Bar {
@@ -40,17 +40,17 @@ impl Bar {
         Self {
             unit,
             since: Instant::now(),
-            bar,
+            drawn: bar,
         }
     }
 }
 
 impl View for Bar {
     fn pending(&mut self, name: &str, progress: Progress, stopping: bool) {
-        if self.bar.is_hidden() && self.since.elapsed() >= PATIENCE {
+        if self.drawn.is_hidden() && self.since.elapsed() >= PATIENCE {
             let screen = Box::new(Screen(Term::stderr()));
             let target = ProgressDrawTarget::term_like_with_hz(screen, 10);
-            self.bar.set_draw_target(target);
+            self.drawn.set_draw_target(target);
         }
         let all = progress.current >= progress.completion && self.unit != Unit::BytesSoFar;
         let note = match (stopping, all) {
@@ -61,18 +61,18 @@ impl View for Bar {
             _ => "",
         };
         let message = format!("{name}{note}");
-        if self.bar.message() != message {
-            self.bar.set_message(message);
+        if self.drawn.message() != message {
+            self.drawn.set_message(message);
         }
         // Drawn once for both.
-        self.bar.update(|state| {
+        self.drawn.update(|state| {
             state.set_len(progress.completion);
             state.set_pos(progress.current);
         });
     }
 
     fn over(&mut self, _name: &str, _progress: Progress) {
-        self.bar.finish_and_clear();
+        self.drawn.finish_and_clear();
     }
 }
 
