@@ -11,7 +11,7 @@ mod write;
 
 use std::io::PipeWriter;
 use std::ops::Range;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 
 use uuid::Uuid;
@@ -54,6 +54,8 @@ pub struct VhdxImage {
     /// Counts the changes of BAT entries.
     changes: AtomicU64,
     packing: Option<pack::Packing>,
+    /// Pages of places that may be used again were lent: they are punched before they are written over.
+    has_lent: AtomicBool,
 }
 
 impl VhdxImage {
@@ -148,6 +150,7 @@ impl VhdxImage {
             journal,
             changes: AtomicU64::new(0),
             packing: None,
+            has_lent: AtomicBool::new(false),
         })
     }
 
@@ -292,6 +295,7 @@ impl Image for VhdxImage {
                 return Ok(0);
             }
             end = end.min(safe.end);
+            self.has_lent.store(true, Ordering::Relaxed);
         }
         if start >= end {
             return Ok(0);

@@ -152,6 +152,9 @@ impl VhdxImage {
 
     /// As [`Self::claim`], but that what is written to next need not be zero. `data` lies within, in order.
     fn claim_around(&self, span: Span, data: &[CopyRun], claimed: &mut Vec<Span>) -> Result<()> {
+        if self.has_lent.load(Ordering::Relaxed) {
+            return self.claim(span, claimed);
+        }
         let known = self.journal.claim_space(span)?;
         claimed.push(span);
         if known {
