@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Converts a real disk, made by Windows 10, from VHD to VHDX and shows what came of it. Needs Rust and nothing else.
+# Converts a real disk, made by Windows 10, from VHD to VHDX and shows what came of it. Needs Rust and a C
+# compiler.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 

@@ -138,7 +138,7 @@ fn first_touch(scratch: &Scratch, vhdkit: &str, gates: &mut Vec<Gate>) -> Result
     let work = ["first-touch", &image, "vhdx", "1000", "16", "direct", "end"];
     let traced = trace(&crate::worker(&work)?)?;
     let what = "fdatasync of 1000 first writes to vhdx blocks, flush and close".to_owned();
-    gates.push(gate(what, traced.count("fdatasync"), 8.0));
+    gates.push(gate(what, traced.count("fdatasync"), 6.0));
     Ok(())
 }
 
@@ -318,7 +318,7 @@ fn compaction(scratch: &Scratch, vhdkit: &str, format: &str, gates: &mut Vec<Gat
     gates.push(Gate {
         what: name("fdatasync"),
         measured: ratio(traced.count("fdatasync"), 1),
-        allowed: if format == "vhdx" { 13.0 } else { 7.0 },
+        allowed: if format == "vhdx" { 10.0 } else { 7.0 },
     });
     for path in [raw, image, again] {
         std::fs::remove_file(path)?;
@@ -350,7 +350,7 @@ fn merge(scratch: &Scratch, vhdkit: &str, format: &str, gates: &mut Vec<Gate>) -
     gates.push(gate(
         format!("fdatasync of merge, {format}"),
         traced.count("fdatasync"),
-        26.0,
+        16.0,
     ));
     for path in [raw, base, parent, child] {
         std::fs::remove_file(path)?;

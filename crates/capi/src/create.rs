@@ -2,12 +2,11 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use uuid::Uuid;
 use vhdkit::OpenOptions;
 use vhdkit::disk::Parents;
-use vhdkit::image::{CreateParameters, DiskType, Format, IdentifierSource};
+use vhdkit::image::{CreateParameters, DiskType, Format};
 use vhdkit::verbs::convert::{ConvertOptions, convert};
 use vhdkit::verbs::create::{CreateOptions, create};
 use vhdkit::verbs::set;
@@ -265,9 +264,6 @@ impl Request {
             None if self.parent.is_some() && !keep_metadata => Some(Uuid::new_v4()),
             given => given,
         };
-        let created = SystemTime::now()
-            .duration_since(UNIX_EPOCH)
-            .map_or(0, |time| i64::try_from(time.as_secs()).unwrap_or(0));
         let opening = Opening {
             format,
             access: self.access,
@@ -276,18 +272,13 @@ impl Request {
         };
         Ok(Plan {
             parameters: CreateParameters {
-                format,
-                disk_type: self.disk_type(flags),
-                virtual_size: self.size,
                 block_size: given(self.block_size)
                     .map(u64::from)
                     .or_else(|| self.default_block_size(format, flags)),
                 logical_sector_size: given(self.sector_size),
                 physical_sector_size: given(self.physical_sector_size),
                 identifier,
-                parent: None,
-                identifiers: IdentifierSource::random(),
-                created,
+                ..CreateParameters::new(format, self.disk_type(flags), self.size)
             },
             copied_metadata: self
                 .parent

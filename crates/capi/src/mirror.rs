@@ -1,8 +1,6 @@
 //! MirrorVirtualDisk and BreakMirrorVirtualDisk (contract, 2.16 and P-40 to P-45).
 
-use std::time::{SystemTime, UNIX_EPOCH};
-
-use vhdkit::image::{CreateParameters, DiskType, Format, IdentifierSource, ImageInfo};
+use vhdkit::image::{CreateParameters, DiskType, Format, ImageInfo};
 use vhdkit::verbs::mirror::{MirrorOptions, mirror};
 
 use crate::access::Right;
@@ -75,27 +73,18 @@ pub unsafe extern "C" fn MirrorVirtualDisk(
 
 /// A new disk like another, without its parent.
 fn like(info: &ImageInfo) -> CreateParameters {
-    let created = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .map_or(0, |time| i64::try_from(time.as_secs()).unwrap_or(0));
     let disk_type = match info.disk_type {
         DiskType::Differencing => DiskType::Dynamic,
         kind => kind,
     };
     CreateParameters {
-        format: info.format,
-        disk_type,
-        virtual_size: 0,
         block_size: info
             .block_size
             .filter(|_| disk_type != DiskType::Fixed || info.format == Format::Vhdx),
-        logical_sector_size: None,
         physical_sector_size: (info.format == Format::Vhdx).then_some(info.physical_sector_size),
         // It is to become the same disk in another file.
         identifier: info.identifier,
-        parent: None,
-        identifiers: IdentifierSource::random(),
-        created,
+        ..CreateParameters::new(info.format, disk_type, 0)
     }
 }
 

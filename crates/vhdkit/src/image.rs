@@ -10,6 +10,7 @@
 use std::io::PipeWriter;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use uuid::Uuid;
 
@@ -513,6 +514,31 @@ pub struct CreateParameters {
     pub identifiers: IdentifierSource,
     /// Seconds since 1970 to store as time of creation.
     pub created: i64,
+}
+
+impl CreateParameters {
+    /// A disk that takes all else from its format, is made now, and gets random identifiers.
+    pub fn new(format: Format, disk_type: DiskType, virtual_size: u64) -> Self {
+        Self {
+            format,
+            disk_type,
+            virtual_size,
+            block_size: None,
+            logical_sector_size: None,
+            physical_sector_size: None,
+            identifier: None,
+            parent: None,
+            identifiers: IdentifierSource::random(),
+            created: now(),
+        }
+    }
+}
+
+/// Seconds since 1970 by the system's clock; 0 if it is set to a time before.
+pub fn now() -> i64 {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |time| i64::try_from(time.as_secs()).unwrap_or(0))
 }
 
 /// What a new differencing image records of its parent.

@@ -18,27 +18,13 @@ const SIZE: u64 = 8 << 20;
 
 fn make(folder: &Path, name: &str, parent: Option<&str>) {
     let path = folder.join(name);
+    let (disk_type, size) = match parent {
+        Some(_) => (DiskType::Differencing, 0),
+        None => (DiskType::Dynamic, SIZE),
+    };
     let options = CreateOptions {
-        parameters: CreateParameters {
-            format: Format::Vhdx,
-            disk_type: match parent {
-                Some(_) => DiskType::Differencing,
-                None => DiskType::Dynamic,
-            },
-            virtual_size: if parent.is_some() { 0 } else { SIZE },
-            block_size: None,
-            logical_sector_size: None,
-            physical_sector_size: None,
-            identifier: None,
-            parent: None,
-            identifiers: IdentifierSource::random(),
-            created: 0,
-        },
-        path: path.clone(),
         parent_path: parent.map(|parent| folder.join(parent)),
-        profile: None,
-        open_parent: OpenOptions::new(),
-        overwrite: false,
+        ..CreateOptions::new(&path, CreateParameters::new(Format::Vhdx, disk_type, size))
     };
     create(options).wait().unwrap();
     let disk = OpenOptions::new().writable(true).open(&path).unwrap();

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use vhdkit::disk::{Layer, OpenOptions, open_image};
-use vhdkit::image::{CreateParameters, DiskType, Format, IdentifierSource};
+use vhdkit::image::{CreateParameters, DiskType, Format};
 use vhdkit::storage::MemoryStorage;
 use vhdkit::verbs::compact::{CompactMode, CompactOptions, compact};
 use vhdkit::verbs::compare::compare;
@@ -27,21 +27,6 @@ use vhdkit_testkit::variant::{TestDisk, Variant, new_image};
 const MIB: u64 = 1 << 20;
 /// Data of the disks: more than a second of reading.
 const DATA: u64 = 224 * MIB;
-
-fn parameters(format: Format, disk_type: DiskType, virtual_size: u64) -> CreateParameters {
-    CreateParameters {
-        format,
-        disk_type,
-        virtual_size,
-        block_size: None,
-        logical_sector_size: None,
-        physical_sector_size: None,
-        identifier: None,
-        parent: None,
-        identifiers: IdentifierSource::seeded(1),
-        created: 0,
-    }
-}
 
 /// Dynamic, or a child whose parent holds nothing, and full of data but for its end.
 fn full(format: Format, disk_type: DiskType, block_size: u64) -> TestDisk {
@@ -209,7 +194,7 @@ fn convert_says_half_when_half_is_converted() {
                 Running::of(convert_disk(
                     open.clone(),
                     target,
-                    parameters(format, disk_type, 0),
+                    CreateParameters::new(format, disk_type, 0),
                 ))
             });
         }
@@ -252,10 +237,15 @@ fn mirror_says_half_when_half_is_copied() {
         let options = MirrorOptions {
             target: folder.path().join(format!("existing {existing}")),
             existing,
-            parameters: parameters(Format::Vhdx, DiskType::Dynamic, 0),
+            parameters: CreateParameters::new(Format::Vhdx, DiskType::Dynamic, 0),
         };
         if existing {
-            let bytes = new_image(&parameters(Format::Vhdx, DiskType::Dynamic, 2 * DATA)).unwrap();
+            let bytes = new_image(&CreateParameters::new(
+                Format::Vhdx,
+                DiskType::Dynamic,
+                2 * DATA,
+            ))
+            .unwrap();
             std::fs::write(&options.target, bytes.to_vec()).unwrap();
         }
         drive.assert_honest(&format!("mirror, existing: {existing}"), || {
@@ -272,7 +262,7 @@ fn resize_says_half_when_half_of_the_table_is_moved() {
     let size = 12 << 40;
     let bytes = new_image(&CreateParameters {
         block_size: Some(MIB),
-        ..parameters(Format::Vhdx, DiskType::Fixed, size)
+        ..CreateParameters::new(Format::Vhdx, DiskType::Fixed, size)
     })
     .unwrap();
     let drive = Arc::new(Drive::default());
@@ -298,7 +288,7 @@ fn resize_says_half_when_half_of_the_table_is_moved() {
 fn large_table(drive: &Arc<Drive>, disk_type: DiskType) -> Arc<VirtualDisk> {
     let bytes = new_image(&CreateParameters {
         block_size: Some(MIB),
-        ..parameters(Format::Vhdx, disk_type, 12 << 40)
+        ..CreateParameters::new(Format::Vhdx, disk_type, 12 << 40)
     })
     .unwrap();
     let image = open_image(drive.file(MemoryStorage::clone(&bytes)), Format::Vhdx, true).unwrap();
@@ -318,7 +308,7 @@ fn progress_moves_while_it_is_found_out_how_much_there_is_to_do() {
         Running::of(convert_disk(
             open.clone(),
             target,
-            parameters(Format::Vhdx, DiskType::Dynamic, 0),
+            CreateParameters::new(Format::Vhdx, DiskType::Dynamic, 0),
         ))
     });
     let (a, b) = (
@@ -358,7 +348,12 @@ fn mirror_onto_a_disk_that_exists_says_half_when_half_is_copied() {
         disk.fill(&writes).unwrap();
         let drive = Arc::new(Drive::default());
         let open = open_on(&drive, &disk);
-        let bytes = new_image(&parameters(Format::Vhdx, DiskType::Dynamic, 4 * DATA)).unwrap();
+        let bytes = new_image(&CreateParameters::new(
+            Format::Vhdx,
+            DiskType::Dynamic,
+            4 * DATA,
+        ))
+        .unwrap();
         let image =
             open_image(drive.file(MemoryStorage::clone(&bytes)), Format::Vhdx, true).unwrap();
         let target =

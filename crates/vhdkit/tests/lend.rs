@@ -9,7 +9,7 @@
 use std::io::Read;
 use std::path::Path;
 
-use vhdkit::image::{CreateParameters, DiskType, Format, IdentifierSource};
+use vhdkit::image::{CreateParameters, DiskType, Format};
 use vhdkit::verbs::create::{CreateOptions, create};
 use vhdkit::{OpenOptions, VirtualDisk};
 
@@ -22,25 +22,9 @@ fn make(path: &Path, disk_type: DiskType, parent: Option<&Path>) {
         "vhdx" => Format::Vhdx,
         _ => Format::Raw,
     };
-    let parameters = CreateParameters {
-        format,
-        disk_type,
-        virtual_size: SIZE,
-        block_size: None,
-        logical_sector_size: None,
-        physical_sector_size: None,
-        identifier: None,
-        parent: None,
-        identifiers: IdentifierSource::seeded(1),
-        created: 0,
-    };
     let options = CreateOptions {
-        path: path.to_owned(),
-        parameters,
         parent_path: parent.map(Path::to_owned),
-        profile: None,
-        open_parent: OpenOptions::new(),
-        overwrite: false,
+        ..CreateOptions::new(path, CreateParameters::new(format, disk_type, SIZE))
     };
     create(options).wait().unwrap();
 }

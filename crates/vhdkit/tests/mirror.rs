@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use uuid::Uuid;
 use vhdkit::disk::{Layer, OpenOptions, open_image};
-use vhdkit::image::{CreateParameters, DiskType, Format, IdentifierSource, ZeroMode};
+use vhdkit::image::{CreateParameters, DiskType, Format, ZeroMode};
 use vhdkit::operation::Operation;
 use vhdkit::storage::{MemoryStorage, NewFile, Storage};
 use vhdkit::verbs::mirror::{MirrorOptions, MirrorReport, break_mirror, is_mirrored, mirror};
@@ -32,18 +32,7 @@ fn folder() -> tempfile::TempDir {
 }
 
 fn parameters(format: Format, disk_type: DiskType) -> CreateParameters {
-    CreateParameters {
-        format,
-        disk_type,
-        virtual_size: 0,
-        block_size: None,
-        logical_sector_size: None,
-        physical_sector_size: None,
-        identifier: None,
-        parent: None,
-        identifiers: IdentifierSource::random(),
-        created: 0,
-    }
+    CreateParameters::new(format, disk_type, 0)
 }
 
 fn source(path: &Path, format: Format) -> Arc<VirtualDisk> {

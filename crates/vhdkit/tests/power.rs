@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use vhdkit::disk::OpenOptions;
-use vhdkit::image::{CreateParameters, DiskType, Format, IdentifierSource, Severity, ZeroMode};
+use vhdkit::image::{CreateParameters, DiskType, Format, Severity, ZeroMode};
 use vhdkit::verbs::check::check_file;
 use vhdkit::verbs::create::{CreateOptions, create};
 use vhdkit::{Result, VirtualDisk};
@@ -141,24 +141,10 @@ fn make(path: &Path, format: Format, parent: Option<&Path>) {
     } else {
         DiskType::Dynamic
     };
+    let size = if parent.is_some() { 0 } else { SIZE };
     create(CreateOptions {
-        path: path.to_path_buf(),
-        parameters: CreateParameters {
-            format,
-            disk_type,
-            virtual_size: if parent.is_some() { 0 } else { SIZE },
-            block_size: None,
-            logical_sector_size: None,
-            physical_sector_size: None,
-            identifier: None,
-            parent: None,
-            identifiers: IdentifierSource::random(),
-            created: 0,
-        },
         parent_path: parent.map(Path::to_path_buf),
-        profile: None,
-        open_parent: OpenOptions::new(),
-        overwrite: false,
+        ..CreateOptions::new(path, CreateParameters::new(format, disk_type, size))
     })
     .wait()
     .unwrap();

@@ -10,7 +10,7 @@ use vhdkit::verbs::convert::{ConvertOptions, ConvertReport, convert};
 use vhdkit::verbs::in_place::{InPlaceOptions, convert_in_place};
 use vhdkit::verbs::profile::Profile;
 
-use super::{Session, create::now, text};
+use super::{Session, text};
 use crate::args::{ConvertArgs, ProgressChoice};
 use crate::failure::{DONE, Failure};
 use crate::progress::{follow, stopped};
@@ -68,7 +68,7 @@ fn in_place(args: &ConvertArgs, session: &mut Session) -> Result<u8, Failure> {
         profile,
         identifier: None,
         identifiers: IdentifierSource::random(),
-        created: now(),
+        created: vhdkit::image::now(),
     };
     follow(
         convert_in_place(options),
@@ -165,7 +165,7 @@ fn request(args: ConvertArgs) -> Result<ConvertOptions, Failure> {
         physical_sector_size: None,
         identifier: None,
         identifiers: IdentifierSource::random(),
-        created: now(),
+        created: vhdkit::image::now(),
         overwrite: args.force,
     })
 }

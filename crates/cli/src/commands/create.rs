@@ -1,7 +1,6 @@
 //! `vhdkit create`: an empty disk, a child of another, or a copy.
 
 use std::path::PathBuf;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use vhdkit::disk::OpenOptions;
 use vhdkit::image::{CreateParameters, DiskType, Format, IdentifierSource};
@@ -82,7 +81,7 @@ fn request(args: CreateArgs) -> Result<Request, Failure> {
     }
     let (identifiers, created) = match args.reproducible {
         Some(seed) => (IdentifierSource::seeded(seed), FIXED_TIME),
-        None => (IdentifierSource::random(), now()),
+        None => (IdentifierSource::random(), vhdkit::image::now()),
     };
     if let Some(source) = args.from {
         return Ok(Request::Copy(ConvertOptions {
@@ -183,13 +182,6 @@ fn parent(given: &[PathBuf], pairs: &[String]) -> Result<(Option<PathBuf>, OpenO
         None => (None, given),
     };
     Ok((first, open_options(rest, pairs)?))
-}
-
-/// Seconds since 1970.
-pub(super) fn now() -> i64 {
-    SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .map_or(0, |d| i64::try_from(d.as_secs()).unwrap_or(i64::MAX))
 }
 
 #[cfg(test)]

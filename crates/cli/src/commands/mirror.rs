@@ -4,11 +4,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde::Serialize;
-use vhdkit::image::{CreateParameters, DiskType, Format, IdentifierSource};
+use vhdkit::image::{CreateParameters, DiskType, Format};
 use vhdkit::operation::{Subject, Unit};
 use vhdkit::verbs::mirror::{MirrorOptions, break_mirror, is_mirrored, mirror};
 
-use super::{Session, create::now, text};
+use super::{Session, text};
 use crate::args::MirrorArgs;
 use crate::failure::{DONE, Failure};
 use crate::progress::{follow, stopped};
@@ -34,16 +34,12 @@ pub(crate) fn run(args: &MirrorArgs, session: &mut Session) -> Result<u8, Failur
         target: args.target.clone(),
         existing: args.existing,
         parameters: CreateParameters {
-            format,
-            disk_type: args.disk_type.map_or(DiskType::Dynamic, DiskType::from),
-            virtual_size: 0,
             block_size: args.block_size,
-            logical_sector_size: None,
-            physical_sector_size: None,
-            identifier: None,
-            parent: None,
-            identifiers: IdentifierSource::random(),
-            created: now(),
+            ..CreateParameters::new(
+                format,
+                args.disk_type.map_or(DiskType::Dynamic, DiskType::from),
+                0,
+            )
         },
     };
     let operation = mirror(disk.clone(), options);

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use vhdkit::image::{CreateParameters, DiskType, Format, IdentifierSource, ZeroMode};
+use vhdkit::image::{CreateParameters, DiskType, Format, ZeroMode};
 use vhdkit::verbs::create::{CreateOptions, create};
 use vhdkit::{OpenOptions, Result, VirtualDisk};
 use vhdkit_nbd::{Address, Catalog, DiskExport, Export, Limits, Listener, Server, Status};
@@ -114,27 +114,11 @@ fn content(round: u64, block: u64) -> Vec<u8> {
 
 fn make(path: &Path) -> VirtualDisk {
     let parameters = CreateParameters {
-        format: Format::Vhdx,
-        disk_type: DiskType::Dynamic,
-        // The table then takes 2 MiB, and blocks begin at odd MiB: folios of 2 MiB lie over their borders.
-        virtual_size: 600 << 30,
         block_size: Some(BLOCK),
-        logical_sector_size: None,
-        physical_sector_size: None,
-        identifier: None,
-        parent: None,
-        identifiers: IdentifierSource::seeded(1),
-        created: 0,
+        // The table then takes 2 MiB, and blocks begin at odd MiB: folios of 2 MiB lie over their borders.
+        ..CreateParameters::new(Format::Vhdx, DiskType::Dynamic, 600 << 30)
     };
-    let options = CreateOptions {
-        path: path.to_owned(),
-        parameters,
-        parent_path: None,
-        profile: None,
-        open_parent: OpenOptions::new(),
-        overwrite: false,
-    };
-    create(options).wait().unwrap();
+    create(CreateOptions::new(path, parameters)).wait().unwrap();
     OpenOptions::new().writable(true).open(path).unwrap()
 }
 

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tempfile::TempDir;
-use vhdkit::image::{CreateParameters, DiskType, Format, IdentifierSource};
+use vhdkit::image::{CreateParameters, DiskType, Format};
 use vhdkit::verbs::create::{CreateOptions, create};
 use vhdkit::{Error, ErrorKind, OpenOptions, Result, VirtualDisk};
 use vhdkit_nbd::{
@@ -138,27 +138,8 @@ pub(crate) fn make(path: &Path, size: u64) {
             return;
         }
     };
-    let parameters = CreateParameters {
-        format,
-        disk_type: DiskType::Dynamic,
-        virtual_size: size,
-        block_size: None,
-        logical_sector_size: None,
-        physical_sector_size: None,
-        identifier: None,
-        parent: None,
-        identifiers: IdentifierSource::seeded(1),
-        created: 0,
-    };
-    let options = CreateOptions {
-        path: path.to_owned(),
-        parameters,
-        parent_path: None,
-        profile: None,
-        open_parent: OpenOptions::new(),
-        overwrite: false,
-    };
-    create(options).wait().unwrap();
+    let parameters = CreateParameters::new(format, DiskType::Dynamic, size);
+    create(CreateOptions::new(path, parameters)).wait().unwrap();
 }
 
 impl Served {

@@ -31,6 +31,20 @@ pub struct CreateOptions {
     pub overwrite: bool,
 }
 
+impl CreateOptions {
+    /// A new file, for no certain place; nothing is replaced.
+    pub fn new(path: impl Into<PathBuf>, parameters: CreateParameters) -> Self {
+        Self {
+            path: path.into(),
+            parameters,
+            parent_path: None,
+            profile: None,
+            open_parent: OpenOptions::new(),
+            overwrite: false,
+        }
+    }
+}
+
 /// The space of a fixed disk is reserved in such steps, in bytes: some file systems write zeros for it.
 const STEP: u64 = 256 * MIB;
 
