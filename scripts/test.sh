@@ -25,6 +25,8 @@ export PATH=$PATH:${CARGO_HOME:-$HOME/.cargo}/bin
 
 passed=0 failed=0 skipped=0
 failures=()
+# What failed and its first words, for whoever sees only the end of all this.
+why=()
 logs=$(mktemp -d)
 trap 'rm -rf "$logs"' EXIT
 
@@ -47,6 +49,7 @@ main() {
   if ((${#failures[@]})); then
     echo
     printf 'FAILED: %s\n' "${failures[@]}"
+    ((${#why[@]})) && printf '%s\n' "${why[@]}"
   fi
   echo
   echo "$passed passed, $failed failed, $skipped skipped"
@@ -202,6 +205,7 @@ run_tests() {
   skipped=$((skipped + $(number "$summary" skipped)))
   if ((wrong)); then
     fail "tests" "$wrong"
+    mapfile -t why < <(scripts/failures.awk "$logs/nextest")
   elif ((code)); then
     fail "tests (they did not run to the end)"
   fi
