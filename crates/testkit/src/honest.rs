@@ -8,7 +8,8 @@
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::{self, ThreadId};
 use std::time::Duration;
 
 use vhdkit::operation::Observer;
@@ -37,11 +38,15 @@ const ENOUGH: Duration = Duration::from_secs(1);
 #[derive(Default)]
 pub struct Drive {
     log: Mutex<Log>,
+    /// An operation that is being started has its observer.
+    observed: Condvar,
 }
 
 #[derive(Default)]
 struct Log {
     observer: Option<Observer>,
+    /// Who is starting an operation. Others wait, so that nothing is done unseen however late this thread gets its turn.
+    starting: Option<ThreadId>,
     /// Work so far.
     spent: Duration,
     /// Of it: not slept yet.
@@ -112,12 +117,18 @@ impl Drive {
 
     /// One disk: who comes second waits.
     fn work(&self, takes: Duration) {
-        let mut log = self.log();
+        let mut log = self
+            .observed
+            .wait_while(self.log(), |log| {
+                let starting = log.starting;
+                starting.is_some_and(|thread| thread != thread::current().id())
+            })
+            .unwrap_or_else(PoisonError::into_inner);
         log.look();
         log.spent += takes;
         log.owed += takes;
         if log.owed > Duration::from_millis(1) {
-            std::thread::sleep(log.owed);
+            thread::sleep(log.owed);
             log.owed = Duration::ZERO;
         }
         log.look();
@@ -126,14 +137,7 @@ impl Drive {
     /// Runs an operation whose work is all done by this disk, and fails unless its percentage is honest: it moves at
     /// least every 200 ms, and with half of the work done it shows about half.
     pub fn assert_honest(&self, name: &str, start: impl FnOnce() -> Running) {
-        *self.log() = Log::default();
-        let running = start();
-        {
-            let mut log = self.log();
-            log.observer = Some(running.observer.clone());
-            // What was done before it could be asked.
-            log.pause_ends();
-        }
+        let running = self.start(Log::default(), start);
         running.wait().unwrap_or_else(|e| panic!("{name}: {e}"));
         let log = self.finished();
         let all = log.spent;
@@ -153,16 +157,11 @@ impl Drive {
     /// Runs an operation that would take for ever until so much work is done, cancels it, and fails unless its percentage
     /// has moved all the time, from the start on.
     pub fn assert_moves(&self, name: &str, until: Duration, start: impl FnOnce() -> Running) {
-        *self.log() = Log {
+        let log = Log {
             until: Some(until),
             ..Log::default()
         };
-        let running = start();
-        {
-            let mut log = self.log();
-            log.observer = Some(running.observer.clone());
-            log.pause_ends();
-        }
+        let running = self.start(log, start);
         let result = running.wait();
         assert_eq!(
             result.map_err(|e| e.kind()),
@@ -176,6 +175,21 @@ impl Drive {
         );
         assert!(log.spent >= until, "{name}: only {:?} of work", log.spent);
         log.assert_moves(name);
+    }
+
+    fn start(&self, log: Log, start: impl FnOnce() -> Running) -> Running {
+        *self.log() = Log {
+            starting: Some(thread::current().id()),
+            ..log
+        };
+        let running = start();
+        let mut log = self.log();
+        log.observer = Some(running.observer.clone());
+        // What was done before it could be asked.
+        log.pause_ends();
+        log.starting = None;
+        self.observed.notify_all();
+        running
     }
 
     fn finished(&self) -> MutexGuard<'_, Log> {

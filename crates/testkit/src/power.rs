@@ -5,6 +5,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use crate::require::require;
 
@@ -68,17 +69,36 @@ impl Volume {
     /// Starts again after a cut. Nobody has a file open.
     pub fn restore(&self) {
         ran(Command::new("umount").arg(self.root())).unwrap();
+        // Whoever has a mount namespace made meanwhile has a mount of its own there, which keeps the dead file system
+        // and its device until that namespace ends.
+        let begun = Instant::now();
+        while self.has_device() {
+            assert!(
+                begun.elapsed() < Duration::from_mins(2),
+                "still in use after it was unmounted"
+            );
+            std::thread::sleep(Duration::from_millis(2));
+        }
         self.mount().unwrap();
+    }
+
+    fn has_device(&self) -> bool {
+        let devices = Command::new("losetup")
+            .arg("-j")
+            .arg(self.image())
+            .output()
+            .unwrap();
+        !devices.stdout.is_empty()
     }
 }
 
 impl Drop for Volume {
     fn drop(&mut self) {
-        let mounted = ran(Command::new("mountpoint").arg("-q").arg(self.root())).is_ok();
-        if mounted && let Err(error) = ran(Command::new("umount").arg(self.root())) {
+        if let Err(error) = ran(Command::new("umount").arg(self.root())) {
             // Better a mount that is taken away when its last file is closed than one that stays.
-            eprintln!("{error}");
-            let _ = ran(Command::new("umount").arg("-l").arg(self.root()));
+            if ran(Command::new("umount").arg("-l").arg(self.root())).is_ok() {
+                eprintln!("{error}");
+            }
         }
     }
 }

@@ -1,8 +1,8 @@
 //! Progress asked for by another process, and requests to stop from there.
 
-use std::io::Write;
+use std::io::{BufRead, BufReader, Read, Write};
 use std::path::Path;
-use std::process::{Child, ChildStdin, Command, Stdio};
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
@@ -120,28 +120,43 @@ fn another_process_sees_how_far_it_is() {
     assert_eq!(place.entries(), 0);
 }
 
+/// A command that watches, and has seen something.
+struct Watcher {
+    child: Child,
+    out: BufReader<ChildStdout>,
+    seen: String,
+}
+
+impl Watcher {
+    fn new(place: &Place, words: &str) -> Self {
+        let mut child = place.command(words).stdout(Stdio::piped()).spawn().unwrap();
+        let mut out = BufReader::new(child.stdout.take().unwrap());
+        let mut seen = String::new();
+        out.read_line(&mut seen).unwrap();
+        Self { child, out, seen }
+    }
+
+    /// All that it said.
+    fn sees_the_end(mut self) -> String {
+        self.out.read_to_string(&mut self.seen).unwrap();
+        assert_eq!(self.child.wait().unwrap().code(), Some(0));
+        self.seen
+    }
+}
+
 #[test]
 fn a_watcher_sees_the_end() {
     let place = Place::new();
     let (mut child, input) = place.writing("a.vhdx");
-    let watch = |words: &str| {
-        let mut command = place.command(words);
-        command.stdout(Stdio::piped()).spawn().unwrap()
-    };
-    let words = watch("progress --watch");
-    let lines = watch("progress a.vhdx --watch --json");
-    // Both have to be looking.
-    std::thread::sleep(Duration::from_millis(500));
+    let words = Watcher::new(&place, "progress --watch");
+    let lines = Watcher::new(&place, "progress a.vhdx --watch --json");
     drop(input);
     assert!(child.wait().unwrap().success());
-    let words = Ran::of(&words.wait_with_output().unwrap());
-    assert_eq!(words.code, Some(0));
+    let words = words.sees_the_end();
     let ending = format!("write of {}: done\n", text(&place.folder.path("a.vhdx")));
-    assert!(words.out.ends_with(&ending), "{words:?}");
-    let lines = Ran::of(&lines.wait_with_output().unwrap());
-    assert_eq!(lines.code, Some(0));
+    assert!(words.ends_with(&ending), "{words:?}");
     let rows: Vec<Value> = lines
-        .out
+        .sees_the_end()
         .lines()
         .map(|line| serde_json::from_str(line).unwrap())
         .collect();
@@ -222,20 +237,11 @@ fn a_conversion_is_cancelled_by_the_name_of_what_it_makes() {
 fn what_a_killed_process_left_is_taken_away() {
     let place = Place::new();
     let (mut child, _input) = place.writing("a.vhdx");
-    let watch = place
-        .command("progress --watch")
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
-    std::thread::sleep(Duration::from_millis(300));
+    let watcher = Watcher::new(&place, "progress --watch");
     child.kill().unwrap();
     child.wait().unwrap();
-    let watched = Ran::of(&watch.wait_with_output().unwrap());
-    assert_eq!(watched.code, Some(0));
-    assert!(
-        watched.out.ends_with("ended without a word\n"),
-        "{watched:?}"
-    );
+    let watched = watcher.sees_the_end();
+    assert!(watched.ends_with("ended without a word\n"), "{watched:?}");
     assert_eq!(place.json("progress --json"), json!([]));
     assert_eq!(place.entries(), 0);
 }

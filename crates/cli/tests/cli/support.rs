@@ -18,6 +18,17 @@ pub(crate) struct Ran {
     pub(crate) err: String,
 }
 
+/// What is mounted in a folder, until this is dropped.
+struct Mounts<'a>(&'a Folder);
+
+impl Drop for Mounts<'_> {
+    fn drop(&mut self) {
+        let script =
+            r#"tac /proc/self/mountinfo | cut -d " " -f 5 | grep -F "$PWD/" | xargs -r umount -l"#;
+        self.0.bash(&["bash"], script);
+    }
+}
+
 impl Folder {
     pub(crate) fn new() -> Self {
         // On the disk of the build, not in a memory file system: unnamed files, holes and locks are then the usual ones.
@@ -93,20 +104,20 @@ impl Folder {
             .unwrap()
     }
 
-    /// As [`Folder::shell`], where the script may mount file systems that only it sees. `None` if the system does not
-    /// let us, which is an error where all tests must run.
+    /// As [`Folder::shell`], where the script may mount file systems in the folder, which are taken away at its end. `None`
+    /// if the system does not let us, which is an error where all tests must run.
+    ///
+    /// Only who isn't root has a mount namespace for it: a namespace has copies of all mounts, and they keep busy what
+    /// other tests unmount.
     pub(crate) fn shell_with_mounts(&self, script: &str) -> Option<Ran> {
-        for start in [
-            &["unshare", "-m", "bash"][..],
-            &["unshare", "-r", "-m", "bash"],
-        ] {
+        for start in [&["bash"][..], &["unshare", "-r", "-m", "bash"]] {
+            let _mounts = Mounts(self);
             if self
                 .bash(start, "mkdir -p probe; mount -t tmpfs none probe")
                 .status
                 .success()
             {
-                let ran = Ran::of(&self.bash(start, script));
-                return Some(ran);
+                return Some(Ran::of(&self.bash(start, script)));
             }
         }
         require(

@@ -3,6 +3,7 @@
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
 use std::process::{Command, Stdio};
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use vhdkit_nbd::Limits;
@@ -222,11 +223,14 @@ fn options_and_payloads_beyond_reason_end_the_connection() {
 fn a_server_that_ends_answers_what_is_underway() {
     let mut memory = Memory::new(MIB);
     memory.delay = Duration::from_millis(300);
+    let most = memory.most_reading.clone();
     let mut served = Served::export(memory);
     let mut raw = Raw::simple(&served);
     raw.request(3, 0, 1, 0, 0);
     raw.request(0, 0, 2, 0, 4096);
-    std::thread::sleep(Duration::from_millis(100));
+    while most.load(Ordering::SeqCst) == 0 {
+        std::thread::sleep(Duration::from_millis(1));
+    }
     let server = served.server.take().unwrap();
     let ending = std::thread::spawn(move || server.close(Duration::from_mins(1)));
     let mut answered = Vec::new();

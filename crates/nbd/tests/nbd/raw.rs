@@ -2,6 +2,7 @@
 
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use vhdkit::ErrorKind;
@@ -343,6 +344,7 @@ fn damage_is_told_however_large_the_read_is() {
 fn requests_of_one_connection_run_at_the_same_time() {
     let mut memory = Memory::new(16 * MIB);
     memory.delay = Duration::from_millis(100);
+    let most = memory.most_reading.clone();
     let served = Served::export(memory);
     let mut raw = Raw::simple(&served);
     // The pace is learned from the first ones.
@@ -353,7 +355,6 @@ fn requests_of_one_connection_run_at_the_same_time() {
         assert_eq!(raw.simple_reply().0, 0);
         raw.take(4096);
     }
-    let begun = std::time::Instant::now();
     for i in 0..16 {
         raw.request(0, 0, i, i * MIB, 4096);
     }
@@ -372,12 +373,7 @@ fn requests_of_one_connection_run_at_the_same_time() {
     }
     seen.sort_unstable();
     assert!(seen.iter().copied().eq(0..16));
-    // One after the other would take 1.6 s.
-    assert!(
-        begun.elapsed() < Duration::from_millis(1200),
-        "{:?}",
-        begun.elapsed()
-    );
+    assert!(most.load(Ordering::SeqCst) >= 4, "{most:?}");
 }
 
 #[test]
@@ -400,11 +396,7 @@ fn durable_changes_are_flushed_before_they_are_answered() {
         }
         assert_eq!(raw.simple_reply(), (0, 1));
         expected += 1;
-        assert_eq!(
-            flushes.load(std::sync::atomic::Ordering::SeqCst),
-            expected,
-            "{command}"
-        );
+        assert_eq!(flushes.load(Ordering::SeqCst), expected, "{command}");
     }
 }
 

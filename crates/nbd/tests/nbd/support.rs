@@ -28,6 +28,9 @@ pub(crate) struct Memory {
     pub(crate) fails_with: Option<ErrorKind>,
     pub(crate) minimum: u32,
     pub(crate) flushes: Arc<AtomicUsize>,
+    /// Reads that are being answered, and the most that there were at once.
+    reading: AtomicUsize,
+    pub(crate) most_reading: Arc<AtomicUsize>,
 }
 
 /// What [`Memory`] holds at the beginning: no two sectors alike, up to a point.
@@ -46,6 +49,8 @@ impl Memory {
             fails_with: None,
             minimum: 1,
             flushes: Arc::default(),
+            reading: AtomicUsize::new(0),
+            most_reading: Arc::default(),
         }
     }
 
@@ -77,7 +82,10 @@ impl Export for Memory {
         vec!["base:allocation".into(), "vhdkit:changed".into()]
     }
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
+        let reading = self.reading.fetch_add(1, Ordering::SeqCst) + 1;
+        self.most_reading.fetch_max(reading, Ordering::SeqCst);
         std::thread::sleep(self.delay);
+        self.reading.fetch_sub(1, Ordering::SeqCst);
         let range = offset..offset + buf.len() as u64;
         if self.damaged.is_some_and(|at| range.contains(&at)) {
             return Err(Error::new(ErrorKind::ReadFault, "the medium is damaged"));
