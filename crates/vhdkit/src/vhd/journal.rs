@@ -139,7 +139,7 @@ const CLOSED: u8 = 4;
 /// Nothing was written since the last barrier.
 const SETTLED: u8 = 5;
 
-/// The file grows by an eighth of itself within these bounds; in tests by little, so that it happens often.
+/// The file grows by half of itself within these bounds; in tests by little, so that it happens often.
 const MIN_STEP: u64 = if cfg!(test) { 16 << 10 } else { 64 * MIB };
 const MAX_STEP: u64 = GIB;
 
@@ -349,7 +349,7 @@ impl Journal {
         if !self.storage.grows_with_zeros() {
             return Err(Self::no_room(space, length));
         }
-        let step = (space.file_size / 8).clamp(MIN_STEP, MAX_STEP);
+        let step = (space.file_size / 2).clamp(MIN_STEP, MAX_STEP);
         let length = round_up(end + step.min(further), SECTOR) + FOOTER_SIZE;
         let old = space.file_size - FOOTER_SIZE;
         self.lengthen(space, length)?;
