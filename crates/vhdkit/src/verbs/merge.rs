@@ -138,8 +138,9 @@ fn run(disk: &VirtualDisk, options: &MergeOptions, monitor: &Monitor) -> Result<
         buffer: AlignedBuffer::new(to_usize(MIB)),
     };
     if !options.dry_run {
-        let concerned = first.max(1) - 1..=target;
-        disk.with_chain(|chain| concerned.clone().try_for_each(|i| chain.check_writable(i)))?;
+        disk.with_chain(|chain| {
+            (first.max(1) - 1..=target).try_for_each(|i| chain.check_writable(i))
+        })?;
         merge.prepare()?;
     }
     let family = Family::find(disk, first, target);
