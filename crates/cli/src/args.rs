@@ -102,7 +102,11 @@ impl Command {
             Command::SetParent(a) => a.output.json,
             Command::Set(a) => a.output.json,
             Command::Metadata(a) => {
-                matches!(&a.action, MetadataAction::List { output, .. } if output.json)
+                let (MetadataAction::List { output, .. }
+                | MetadataAction::Get { output, .. }
+                | MetadataAction::Set { output, .. }
+                | MetadataAction::Delete { output, .. }) = &a.action;
+                output.json
             }
             Command::Read(a) => a.output.json,
             Command::Write(a) => a.output.json,
@@ -137,7 +141,8 @@ pub(crate) struct CreateArgs {
     /// The file to make
     pub(crate) path: PathBuf,
 
-    /// Size of the disk: 40G, 512MiB or a number of bytes [with --parent: the parent's]
+    /// Size of the disk: 40G, 512MiB or a number of bytes [with --parent: the
+    /// parent's; with --from: at least the source's]
     #[arg(value_parser = size::parse_positive)]
     pub(crate) size: Option<u64>,
 
@@ -163,12 +168,7 @@ pub(crate) struct CreateArgs {
     pub(crate) parent_map: Vec<String>,
 
     /// Fill the new disk with the content of this one, its chain flattened
-    #[arg(
-        long,
-        value_name = "SRC",
-        help_heading = "Disk",
-        conflicts_with = "size"
-    )]
+    #[arg(long, value_name = "SRC", help_heading = "Disk")]
     pub(crate) from: Option<PathBuf>,
 
     /// Unit of allocation [default: the format's]

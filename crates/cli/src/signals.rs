@@ -1,6 +1,6 @@
 //! Ctrl-C, SIGTERM, and SIGHUP of a terminal that is closed: the first one asks a running operation to stop and leaves it
 //! the time to do so safely; the second one ends the program at once, as does the first where nothing needs to be put in
-//! order. Signals that come together are one: some senders signal a process and its group.
+//! order; what is over is still told. Signals that come together are one: some senders signal a process and its group.
 
 use std::io::{self, IsTerminal, Read, Write};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -63,9 +63,10 @@ impl Interrupt {
         *self.state.lock() = Some(Arc::new(stop));
     }
 
-    /// The operation is over: a signal ends the program again.
-    pub(crate) fn ends_program(&self) {
-        *self.state.lock() = None;
+    /// The operation is over. The program ends by itself, with an exit code that tells what became of the operation: the
+    /// first signal has nothing left to stop.
+    pub(crate) fn lets_finish(&self) {
+        self.calls(|| ());
     }
 }
 

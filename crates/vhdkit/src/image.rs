@@ -281,8 +281,21 @@ pub trait Image: Send + Sync {
     // themselves, hence `&mut`. Each is durable when it returns, and a crash inside leaves the state before or after.
     // The defaults are those of a format that cannot do it.
 
+    /// Reads what the first change has to know, which then does not wait for it. `pace` is told how much of the tables
+    /// was read, in bytes, and may stop it. Not needed, and changes nothing that a reader sees.
+    fn prepare(&self, pace: Pace<'_>) -> Result<()> {
+        let _ = pace;
+        Ok(())
+    }
+
     /// How the file's space is used. Reads tables, never payload.
     fn usage(&self) -> Result<Usage> {
+        self.usage_telling(&mut |_, _| Ok(()))
+    }
+
+    /// As [`Image::usage`]; `pace` is told how much of the tables was read, in bytes, and may stop it.
+    fn usage_telling(&self, pace: Pace<'_>) -> Result<Usage> {
+        let _ = pace;
         let file_size = self.storage().len()?;
         Ok(Usage {
             file_size,

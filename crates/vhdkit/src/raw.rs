@@ -163,10 +163,10 @@ impl Image for RawImage {
     fn resize(&mut self, size: u64, _backing: &dyn Backing, _pace: Pace<'_>) -> Result<()> {
         self.writable()?;
         if !self.storage.grows_with_zeros() {
-            return Err(Error::new(
-                ErrorKind::HostLimitation,
-                "a device keeps its size",
-            ));
+            return Err(
+                Error::new(ErrorKind::HostLimitation, "a device keeps its size")
+                    .with_hint("convert it to a file, which can be resized"),
+            );
         }
         self.storage.set_len(size)?;
         self.storage.flush()?;

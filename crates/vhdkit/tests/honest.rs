@@ -284,6 +284,42 @@ fn resize_says_half_when_half_of_the_table_is_moved() {
     });
 }
 
+/// The target's table of 96 MiB, all of it in use, has to move because the child is larger.
+#[test]
+fn merge_says_half_when_half_is_done_also_where_the_target_grows() {
+    let mut disk = Variant {
+        format: Format::Vhdx,
+        disk_type: DiskType::Fixed,
+        virtual_size: 12 << 40,
+        block_size: Some(MIB),
+        sector_size: 512,
+        depth: 1,
+    }
+    .make(1);
+    disk.variant.virtual_size = 13 << 40;
+    disk.add_child().unwrap();
+    let open = disk.open(true).unwrap();
+    let step = 8 * MIB;
+    for at in (0..DATA).step_by(step as usize) {
+        open.write_at(at, &vec![7; step as usize]).unwrap();
+    }
+    open.close().unwrap();
+    let drive = Arc::new(Drive::default());
+    let open = open_on(&drive, &disk);
+    drive.assert_honest("merge into a smaller disk of 12 TiB", || {
+        Running::of(merge(
+            open.clone(),
+            MergeOptions {
+                source_depth: 1,
+                target_depth: 2,
+                delete_merged: false,
+                open: OpenOptions::new(),
+                dry_run: false,
+            },
+        ))
+    });
+}
+
 /// A table of 96 MiB, all of it in use, that has to be read before anybody knows how much there is to do.
 fn large_table(drive: &Arc<Drive>, disk_type: DiskType) -> Arc<VirtualDisk> {
     let bytes = new_image(&CreateParameters {
@@ -324,6 +360,12 @@ fn progress_moves_while_it_is_found_out_how_much_there_is_to_do() {
     drive.assert_moves("mirror of 12 TiB", TABLE_READ, || {
         Running::of(mirror_onto(open.clone(), Arc::into_inner(target).unwrap()))
     });
+    for dry_run in [true, false] {
+        let open = large_table(&drive, DiskType::Fixed);
+        drive.assert_moves("compact of 12 TiB", TABLE_READ, || {
+            compacting(&open, CompactMode::Full, dry_run)
+        });
+    }
 }
 
 /// What is copied to a disk that exists reaches it through a cache: the last flush has not all of it to do. And what is a

@@ -362,6 +362,8 @@ pub(crate) enum MetadataAction {
         /// The item
         #[arg(value_parser = parse_guid)]
         item: Uuid,
+        #[command(flatten)]
+        output: OutputArgs,
     },
     /// Write standard input to an item, a new one or in place of its old content
     Set {
@@ -370,6 +372,8 @@ pub(crate) enum MetadataAction {
         /// The item
         #[arg(value_parser = parse_guid)]
         item: Uuid,
+        #[command(flatten)]
+        output: OutputArgs,
     },
     /// Delete an item
     Delete {
@@ -378,5 +382,7 @@ pub(crate) enum MetadataAction {
         /// The item
         #[arg(value_parser = parse_guid)]
         item: Uuid,
+        #[command(flatten)]
+        output: OutputArgs,
     },
 }

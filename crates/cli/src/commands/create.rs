@@ -90,7 +90,7 @@ fn request(args: CreateArgs) -> Result<Request, Failure> {
             target: args.path,
             format,
             disk_type,
-            virtual_size: None,
+            virtual_size: args.size,
             profile,
             block_size: args.block_size,
             logical_sector_size: args.sector_size,

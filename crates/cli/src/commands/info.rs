@@ -6,7 +6,7 @@ use std::time::{Duration, UNIX_EPOCH};
 use serde::Serialize;
 use vhdkit::VirtualDisk;
 use vhdkit::disk::{LayerInfo, OpenOptions, Parents};
-use vhdkit::image::{ImageInfo, ParentReference};
+use vhdkit::image::{DiskType, ImageInfo, ParentReference};
 use vhdkit::storage::{Access, FileStorage};
 use vhdkit::verbs::information::{self, ParentLocation};
 use vhdkit::verbs::resize::smallest_safe_size;
@@ -99,8 +99,15 @@ impl Details {
     fn of(disk: &VirtualDisk, args: &InfoArgs) -> Result<Self, Failure> {
         let usage = information::usage(disk)?;
         let host = FileStorage::open(disk.path(), Access::ReadOnly)?.host_disk()?;
-        // A child without its parents cannot be read, and many disks have no table.
-        let smallest = smallest_safe_size(disk).ok();
+        // A child is read with its parents, if they are there.
+        let read = match disk.info().disk_type {
+            DiskType::Differencing if disk.layers().len() == 1 => {
+                args.parents.open_options()?.open(disk.path()).ok()
+            }
+            _ => None,
+        };
+        // Many disks have no table.
+        let smallest = smallest_safe_size(read.as_ref().unwrap_or(disk)).ok();
         Ok(Self {
             payload: usage.payload,
             structures: usage.structures,

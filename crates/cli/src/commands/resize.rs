@@ -12,6 +12,7 @@ use vhdkit_attach::Attachment;
 use super::{Session, text};
 use crate::args::{ExpandArgs, ProgressChoice, ResizeArgs};
 use crate::failure::{DONE, Failure};
+use crate::output;
 use crate::progress::{follow, stopped};
 use crate::size::{self, Change};
 
@@ -25,6 +26,7 @@ struct Done {
     smallest_safe_size: Option<u64>,
     file_size: u64,
     gpt_moved: bool,
+    gpt_cut_off: bool,
 }
 
 pub(crate) fn expand(args: &ExpandArgs, session: &mut Session) -> Result<u8, Failure> {
@@ -71,6 +73,7 @@ fn expand_attached(
         smallest_safe_size: None,
         file_size: std::fs::metadata(&args.path).map_or(0, |metadata| metadata.len()),
         gpt_moved: false,
+        gpt_cut_off: false,
     };
     if args.output.json {
         session.out.json(&done)?;
@@ -133,6 +136,13 @@ fn perform(
     .map_err(|e| stopped(e, "the disk keeps its size"))?;
     super::close(disk)?;
     let done = Done::new(text(path), options.dry_run, report);
+    if done.gpt_cut_off {
+        output::warn(if options.fix_gpt {
+            "the second copy of the partition table is cut off: the new end leaves no room for it"
+        } else {
+            "the second copy of the partition table is cut off; --fix-gpt moves it to the new end"
+        });
+    }
     if json {
         session.out.json(&done)?;
     } else {
@@ -151,6 +161,7 @@ impl Done {
             smallest_safe_size: report.smallest_safe_size,
             file_size: report.file_size,
             gpt_moved: report.gpt_moved,
+            gpt_cut_off: report.gpt_cut_off,
         }
     }
 
@@ -167,7 +178,11 @@ impl Done {
             size::describe(self.size_after)
         );
         if self.gpt_moved {
-            sentence += "; the second copy of its partition table was moved to the end";
+            sentence += if self.dry_run {
+                "; the second copy of its partition table would be moved to the end"
+            } else {
+                "; the second copy of its partition table was moved to the end"
+            };
         }
         sentence
     }

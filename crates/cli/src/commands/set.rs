@@ -151,11 +151,26 @@ pub(crate) fn run(args: &SetArgs, session: &mut Session) -> Result<u8, Failure> 
     Ok(DONE)
 }
 
-/// One item of the JSON output of `metadata list`.
+/// One item of the JSON output of `metadata list`, and that of `metadata set`.
 #[derive(Serialize)]
 struct Item {
     item: String,
-    length: u32,
+    length: u64,
+}
+
+impl Item {
+    fn new(item: Uuid, length: u64) -> Self {
+        Self {
+            item: item.to_string(),
+            length,
+        }
+    }
+}
+
+/// The JSON output of `metadata delete`.
+#[derive(Serialize)]
+struct Deleted {
+    item: String,
 }
 
 /// Longest item in bytes; so much and a byte is read from standard input.
@@ -166,25 +181,22 @@ pub(crate) fn metadata(args: &MetadataArgs, session: &mut Session) -> Result<u8,
         MetadataAction::List { path, output } => {
             let items: Vec<Item> = set::user_metadata(&alone(path, false)?)?
                 .into_iter()
-                .map(|(item, length)| Item {
-                    item: item.to_string(),
-                    length,
-                })
+                .map(|(item, length)| Item::new(item, length.into()))
                 .collect();
             if output.json {
                 session.out.json(&items)?;
             } else {
                 for item in items {
-                    let length = size::plural(item.length.into(), "byte");
+                    let length = size::plural(item.length, "byte");
                     session.out.line(format!("{}  {length}", item.item))?;
                 }
             }
         }
-        MetadataAction::Get { path, item } => {
+        MetadataAction::Get { path, item, .. } => {
             let value = set::read_user_metadata(&alone(path, false)?, *item)?;
             session.out.bytes(&value)?;
         }
-        MetadataAction::Set { path, item } => {
+        MetadataAction::Set { path, item, output } => {
             let disk = alone(path, true)?;
             let mut value = Vec::new();
             std::io::stdin()
@@ -202,11 +214,19 @@ pub(crate) fn metadata(args: &MetadataArgs, session: &mut Session) -> Result<u8,
             }
             set::write_user_metadata(&disk, *item, Some(&value))?;
             disk.close()?;
+            if output.json {
+                session.out.json(&Item::new(*item, value.len() as u64))?;
+            }
         }
-        MetadataAction::Delete { path, item } => {
+        MetadataAction::Delete { path, item, output } => {
             let disk = alone(path, true)?;
             set::write_user_metadata(&disk, *item, None)?;
             disk.close()?;
+            if output.json {
+                session.out.json(&Deleted {
+                    item: item.to_string(),
+                })?;
+            }
         }
     }
     Ok(DONE)

@@ -71,7 +71,7 @@ pub(crate) fn follow<T: Send + 'static>(
     });
     let result = operation.wait();
     if let Some(interrupt) = interrupt {
-        interrupt.ends_program();
+        interrupt.lets_finish();
     }
     drop(published);
     drop(running);

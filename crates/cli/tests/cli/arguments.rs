@@ -55,7 +55,6 @@ fn wrong_arguments_end_with_2() {
         "create a.vhdx 0",
         "create a.vhdx",
         "create a.vhdx 1G --type differencing",
-        "create a.vhdx 1G --from b.img",
         "create a.vhdx --parent b.vhdx --from c.vhdx",
         "create a.vhdx 1G --id 12",
         "create a.qcow2 1G",

@@ -190,3 +190,25 @@ fn an_interrupted_compaction_leaves_a_whole_disk() {
         assert_eq!(folder.names(), [name, "zeros"]);
     }
 }
+
+#[test]
+fn what_is_predicted_for_nothing_but_zeros_is_what_comes() {
+    for (name, options) in [
+        ("a.vhd", ""),
+        ("b.vhd", "--block-size 512K"),
+        ("a.vhdx", "--block-size 1M"),
+    ] {
+        let folder = Folder::new();
+        folder.ok(&format!("create {name} 8M {options}"));
+        std::fs::write(folder.path("zeros"), vec![0; 8 << 20]).unwrap();
+        folder.fill("data", 8 << 20);
+        folder.put(name, "0", "data");
+        folder.put(name, "0", "zeros");
+        let plan = folder.json(&format!("compact {name} --dry-run --json"));
+        let done = folder.json(&format!("compact {name} --json"));
+        assert!(done["saved"].as_u64().unwrap() >= 8 << 20, "{done}");
+        for field in ["size_after", "saved", "payload", "structures", "gaps"] {
+            assert_eq!(plan[field], done[field], "{name} {field}: {plan} {done}");
+        }
+    }
+}

@@ -236,3 +236,25 @@ fn a_lost_signature_is_not_passed_over() {
         .run_with_input("write a.vhdx --offset 0", "word")
         .failed(1, "no vhdx signature");
 }
+
+#[test]
+fn a_copy_may_be_larger_than_its_source_and_never_smaller() {
+    for name in ["a.vhd", "f.vhd", "a.vhdx", "a.img"] {
+        let folder = Folder::new();
+        folder.fill("s.img", 5 << 20);
+        let kind = if name.starts_with('f') {
+            "--type fixed"
+        } else {
+            ""
+        };
+        let made = folder.json(&format!("create {name} 8M --from s.img {kind} --json"));
+        assert_eq!(made["virtual_size"], 8 << 20, "{name}");
+        let mut expected = std::fs::read(folder.path("s.img")).unwrap();
+        expected.resize(8 << 20, 0);
+        let read = folder.command(&format!("read {name}")).output().unwrap();
+        assert!(read.stdout == expected, "{name}");
+        let ran = folder.run(&format!("create b{name} 4M --from s.img {kind}"));
+        ran.failed(1, "less than the source's 5242880");
+        assert_eq!(folder.names().len(), 2, "{name}");
+    }
+}

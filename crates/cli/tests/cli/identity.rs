@@ -304,3 +304,21 @@ fn metadata_has_limits() {
         .failed(1, "a.vhdx");
     assert_eq!(folder.files(), files);
 }
+
+#[test]
+fn changes_of_metadata_and_their_failures_are_told_as_json() {
+    let folder = Folder::new();
+    folder.ok("create a.vhdx 8M");
+    std::fs::write(folder.path("item"), "backup-42\n").unwrap();
+    let ran = folder.run_with_input(&format!("metadata set a.vhdx {ID} --json"), "item");
+    let told: serde_json::Value = serde_json::from_str(&ran.out).unwrap();
+    assert_eq!(told, serde_json::json!({"item": ID, "length": 10}));
+    let told = folder.json(&format!("metadata delete a.vhdx {ID} --json"));
+    assert_eq!(told, serde_json::json!({"item": ID}));
+    for verb in ["get", "delete"] {
+        let ran = folder.run(&format!("metadata {verb} a.vhdx {ID} --json"));
+        let told: serde_json::Value = serde_json::from_str(&ran.err).unwrap();
+        assert_eq!(told["error"]["kind"], "item_not_found", "{ran:?}");
+        assert_eq!((ran.code, &*ran.out), (Some(1), ""), "{ran:?}");
+    }
+}

@@ -127,3 +127,50 @@ fn an_interrupted_reader_ends_at_once() {
     signal(&child, "INT");
     assert_eq!(child.wait().unwrap().code(), Some(130));
 }
+
+/// What the operation has done is told although a signal came, since it came too late: here, while the command waits for
+/// somebody to read what it says.
+#[test]
+fn a_signal_after_the_end_changes_nothing() {
+    for (words, name) in [
+        ("convert a.img b.vhdx", "INT"),
+        ("create c.vhdx --from a.img", "HUP"),
+        ("resize d.vhdx 16M", "TERM"),
+        ("compact d.vhdx", "INT"),
+        ("convert a.img a.vhd --in-place --format vhd", "INT"),
+    ] {
+        let folder = Folder::new();
+        folder.fill("a.img", 1 << 20);
+        folder.ok("create d.vhdx 8M");
+        let (mut reader, mut writer) = std::io::pipe().unwrap();
+        let full = fill_pipe(&mut writer);
+        let mut child = folder
+            .command(&format!("{words} --progress json"))
+            .stdout(writer)
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut err = BufReader::new(child.stderr.take().unwrap());
+        let mut line = String::new();
+        while !line.contains("\"status\":0") {
+            line.clear();
+            assert!(err.read_line(&mut line).unwrap() > 0, "{words}");
+        }
+        signal(&child, name);
+        // Until the signal is there nothing says so: a second one would end it, so none is sent.
+        std::thread::sleep(std::time::Duration::from_millis(100));
+        let mut out = Vec::new();
+        reader.read_to_end(&mut out).unwrap();
+        let mut rest = String::new();
+        err.read_to_string(&mut rest).unwrap();
+        assert_eq!(child.wait().unwrap().code(), Some(0), "{words}: {rest}");
+        assert!(out.len() > full, "{words}: it says what it did");
+    }
+}
+
+/// Writes until nothing more fits; says how much that is.
+fn fill_pipe(writer: &mut std::io::PipeWriter) -> usize {
+    let size = rustix::pipe::fcntl_getpipe_size(&*writer).unwrap();
+    writer.write_all(&vec![0; size]).unwrap();
+    size
+}

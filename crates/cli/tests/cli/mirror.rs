@@ -164,3 +164,17 @@ fn what_has_no_content_is_mirrored_too() {
     folder.ok("mirror m.vhdx n.img");
     assert_eq!(folder.json("info n.img --json")["virtual_size"], 4 << 20);
 }
+
+#[test]
+fn a_file_that_exists_is_only_filled_when_asked() {
+    let folder = Folder::new();
+    for name in ["a.vhdx", "b.vhdx"] {
+        folder.ok(&format!("create {name} 8M"));
+    }
+    let files = folder.files();
+    let ran = folder.run("mirror a.vhdx b.vhdx");
+    ran.failed(1, "the file already exists");
+    assert!(ran.err.contains("--existing"), "{ran:?}");
+    assert!(!ran.err.contains("--force"), "{ran:?}");
+    assert_eq!(folder.files(), files);
+}

@@ -65,6 +65,7 @@ fn a_disk_grows_with_zeros() {
                 "smallest_safe_size": null,
                 "file_size": std::fs::metadata(folder.path(name)).unwrap().len(),
                 "gpt_moved": false,
+                "gpt_cut_off": false,
             })
         );
         let said = folder.ok(&format!("resize {name} +1G"));
@@ -200,7 +201,12 @@ fn partitions_are_kept_and_the_table_moves_along() {
         assert!(ran.err.contains("--unsafe"), "{ran:?}");
         assert_eq!(folder.files(), files);
 
-        let done = folder.json(&format!("resize {disk} --to-smallest --fix-gpt --json"));
+        let words = format!("resize {disk} --to-smallest --fix-gpt");
+        let plan = folder.json(&format!("{words} --dry-run --json"));
+        assert_eq!(plan["gpt_moved"], true, "{plan}");
+        let said = folder.ok(&format!("{words} --dry-run"));
+        assert!(said.contains("would be moved"), "{said}");
+        let done = folder.json(&format!("{words} --json"));
         assert_eq!(done["size_after"], safe);
         assert_eq!(done["gpt_moved"], true);
         let said = verdict(&folder, disk);
@@ -239,4 +245,65 @@ fn without_being_asked_the_table_stays() {
     let said = folder.ok("expand a.vhdx +1M --fix-gpt");
     assert!(said.contains("partition table was moved"), "{said}");
     assert!(verdict(&folder, "a.vhdx").contains("No problems found"));
+}
+
+#[test]
+fn a_second_copy_of_the_table_that_is_cut_off_is_told() {
+    let folder = Folder::new();
+    if !partitioned(&folder) {
+        return;
+    }
+    let warning = "vhdkit: warning: the second copy of the partition table is cut off";
+    for disk in ["a.vhdx", "a.img"] {
+        folder.ok(&format!("convert disk.img {disk}"));
+        for words in ["--to-smallest --dry-run", "32M --dry-run", "32M"] {
+            let ran = folder.run(&format!("resize {disk} {words}"));
+            assert_eq!(ran.code, Some(0), "{ran:?}");
+            assert_eq!(
+                ran.err.trim_end(),
+                format!("{warning}; --fix-gpt moves it to the new end")
+            );
+        }
+        // Now there is none, which is nothing new.
+        let ran = folder.run(&format!("resize {disk} 30M"));
+        assert_eq!((ran.code, &*ran.err), (Some(0), ""), "{ran:?}");
+    }
+    folder.ok("convert disk.img b.vhdx");
+    let ran = folder.run("resize b.vhdx 18M --unsafe --fix-gpt --json");
+    assert_eq!(ran.code, Some(0), "{ran:?}");
+    assert_eq!(
+        ran.err.trim_end(),
+        format!("{warning}: the new end leaves no room for it")
+    );
+    let done: serde_json::Value = serde_json::from_str(&ran.out).unwrap();
+    assert_eq!(
+        (&done["gpt_moved"], &done["gpt_cut_off"]),
+        (&false.into(), &true.into())
+    );
+    // Where it goes along, or the disk becomes larger, nothing is lost.
+    folder.ok("convert disk.img c.vhdx");
+    for words in ["100M", "64M", "32M --fix-gpt"] {
+        let ran = folder.run(&format!("resize c.vhdx {words}"));
+        assert_eq!((ran.code, &*ran.err), (Some(0), ""), "{words}: {ran:?}");
+    }
+}
+
+#[test]
+fn the_smallest_size_of_a_child_is_known_if_its_parents_are_there() {
+    let folder = Folder::new();
+    if !partitioned(&folder) {
+        return;
+    }
+    folder.ok("convert disk.img a.vhdx");
+    folder.ok("create c.vhdx --parent a.vhdx");
+    let smallest = |words: &str| {
+        let told = folder.json(&format!("info c.vhdx --details --json {words}"));
+        told["details"]["smallest_safe_size"].as_u64()
+    };
+    let safe = Some((25 << 20) + 33 * 512);
+    assert_eq!(smallest(""), safe);
+    assert_eq!(smallest("--chain"), safe);
+    std::fs::rename(folder.path("a.vhdx"), folder.path("b.vhdx")).unwrap();
+    assert_eq!(smallest(""), None);
+    assert_eq!(smallest("--parent b.vhdx"), safe);
 }

@@ -123,8 +123,18 @@ fn run(disk: &VirtualDisk, options: &CompactOptions, monitor: &Monitor) -> Resul
         }
         disk.flush()?;
     }
-    let usage = disk.with_chain(|chain| chain.leaf().image().usage())?;
-    monitor.set(0, usage.payload.max(1));
+    let mut tables = 0;
+    let usage = disk.with_chain(|chain| {
+        let image = chain.leaf().image();
+        let file_size = image.storage().len()?;
+        image.usage_telling(&mut |read, all| {
+            tables = read;
+            // Nobody knows yet how much of the file will have to be read.
+            monitor.set(read, all + file_size);
+            monitor.checkpoint()
+        })
+    })?;
+    monitor.set(tables, tables + usage.payload.max(1));
     let mut compaction = Compaction {
         disk,
         options,
@@ -132,6 +142,7 @@ fn run(disk: &VirtualDisk, options: &CompactOptions, monitor: &Monitor) -> Resul
         seen: Seen {
             payload: usage.payload,
             free: usage.free,
+            tables,
             moves: !options.dry_run,
             ..Seen::default()
         },
@@ -151,16 +162,25 @@ fn run(disk: &VirtualDisk, options: &CompactOptions, monitor: &Monitor) -> Resul
         let report = &mut compaction.report;
         report.payload = usage.payload - (blocks * block).min(usage.payload);
         report.structures = usage.structures - structures.min(usage.structures);
-        report.size_after = usage.packed_size - report.released.min(usage.packed_size);
-        report.gaps = report
-            .size_after
-            .saturating_sub(report.payload + report.structures);
+        // Gaps that align blocks go with them, also one that packing would have closed.
+        let least = report.payload + report.structures;
+        report.size_after = usage.packed_size.saturating_sub(report.released).max(least);
+        report.gaps = report.size_after - least;
         return Ok(compaction.report);
     }
-    let packed = compaction.release_blocks().and_then(|()| compaction.pack());
+    let packed = compaction.release_blocks().and_then(|()| {
+        let gains = compaction.report.released > 0 || usage.packed_size < usage.file_size;
+        if gains {
+            compaction.pack()?;
+        }
+        Ok(gains)
+    });
     disk.change_chain(|chain| chain.split(0).0.image_mut().end_packing());
-    packed?;
-    let usage = disk.with_chain(|chain| chain.leaf().image().usage())?;
+    let usage = if packed? {
+        disk.with_chain(|chain| chain.leaf().image().usage())?
+    } else {
+        usage
+    };
     Ok(CompactReport {
         size_after: usage.file_size,
         payload: usage.payload,
@@ -175,7 +195,7 @@ struct Compaction<'a> {
     options: &'a CompactOptions,
     monitor: &'a Monitor,
     seen: Seen,
-    /// Units done: bytes read, and for bytes moved [`MOVE_COST`].
+    /// Units done: bytes read, also of tables, and for bytes moved [`MOVE_COST`].
     done: u64,
     /// Units that moving is expected to take.
     moves: u64,
@@ -235,7 +255,7 @@ impl Compaction<'_> {
             budget = adapted(budget, begun.elapsed(), LOOK_TIME, &LOOKS);
             next = batch.next;
         }
-        (self.done, self.moves) = (self.seen.done, self.seen.moves());
+        (self.done, self.moves) = (self.seen.tables + self.seen.done, self.seen.moves());
         Ok(())
     }
 

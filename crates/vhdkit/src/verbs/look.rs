@@ -15,6 +15,9 @@ pub(super) struct Looks<'a> {
     monitor: &'a Monitor,
     size: u64,
     counted: u64,
+    /// Units done before, and others that are known to come.
+    before: u64,
+    later: u64,
 }
 
 impl<'a> Looks<'a> {
@@ -23,7 +26,24 @@ impl<'a> Looks<'a> {
             monitor,
             size,
             counted: 0,
+            before: 0,
+            later: 0,
         }
+    }
+
+    /// Looks that are not all there is: so many units were done before, and so many are known to come besides.
+    pub(super) fn among(self, before: u64, later: u64) -> Self {
+        Self {
+            before,
+            later,
+            ..self
+        }
+    }
+
+    fn tell(&self, all: u64) {
+        let done = self.before + self.counted;
+        self.monitor
+            .set(done, all.saturating_add(self.before + self.later));
     }
 
     /// One more look: up to `at` the disk is known, and `work` bytes have to be copied there. The work may stop here.
@@ -31,12 +51,12 @@ impl<'a> Looks<'a> {
         self.counted += COST;
         let all = u128::from(self.counted + work) * u128::from(self.size) / u128::from(at.max(1));
         let all = u64::try_from(all).unwrap_or(u64::MAX);
-        self.monitor.set(self.counted, all.max(self.counted + 1));
+        self.tell(all.max(self.counted + 1));
         self.monitor.checkpoint()
     }
 
     /// All is known: so many bytes have to be copied.
     pub(super) fn are_over(self, work: u64) {
-        self.monitor.set(self.counted, self.counted + work);
+        self.tell(self.counted + work);
     }
 }

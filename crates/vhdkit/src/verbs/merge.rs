@@ -78,6 +78,9 @@ const STEP: u64 = 16 * MIB;
 /// What is gathered before it is copied, so that what lies together in both files goes together.
 const BATCH: u64 = 32 * MIB;
 
+/// Bytes of tables are read or written; what is copied is both.
+const TABLE_GAIN: u64 = 2;
+
 /// Merges images of a chain. All images from the one before the first merged one to the target have been opened for
 /// writing ([`OpenOptions::write_depth`]). Units of progress: bytes to be copied, and
 /// some for looking for them.
@@ -130,8 +133,16 @@ fn run(disk: &VirtualDisk, options: &MergeOptions, monitor: &Monitor) -> Result<
         monitor,
         first,
         target,
+        read: 0,
+        resizing: 0,
         buffer: AlignedBuffer::new(to_usize(MIB)),
     };
+    if !options.dry_run {
+        disk.with_chain(|chain| {
+            (first.max(1) - 1..=target).try_for_each(|i| chain.check_writable(i))
+        })?;
+        merge.prepare()?;
+    }
     let family = Family::find(disk, first, target);
     let mut report = MergeReport {
         orphaned: family.orphaned,
@@ -151,13 +162,11 @@ fn run(disk: &VirtualDisk, options: &MergeOptions, monitor: &Monitor) -> Result<
         return Ok(report);
     }
     report.deleted = deleted;
-    disk.with_chain(|chain| (first.max(1) - 1..=target).try_for_each(|i| chain.check_writable(i)))?;
     let _frozen = (first == 0).then(|| Frozen::new(disk));
     let (copied, zeroed) = merge.copy()?;
     report.copied = copied;
     report.zeroed = zeroed;
-    let usage = disk.with_chain(|chain| chain.layers()[target].image().usage())?;
-    report.size_after = usage.file_size;
+    report.size_after = disk.with_chain(|chain| chain.layers()[target].image().storage().len())?;
     if options.delete_merged {
         merge.replace_merged(&relink, options, &mut report)?;
     }
@@ -247,6 +256,9 @@ struct Merge<'a> {
     /// Indices of layers: `first..target` are merged.
     first: usize,
     target: usize,
+    /// Units that reading tables took, and those that giving the target another size is expected to take.
+    read: u64,
+    resizing: u64,
     buffer: AlignedBuffer,
 }
 
@@ -277,10 +289,7 @@ impl Merge<'_> {
                     .iter()
                     .map(|layer| layer.path().to_path_buf())
                     .collect(),
-                (
-                    target.path().to_path_buf(),
-                    target.image().usage().map(|usage| usage.file_size),
-                ),
+                (target.path().to_path_buf(), target.image().storage().len()),
             )
         });
         let mut report = MergeReport {
@@ -292,7 +301,7 @@ impl Merge<'_> {
         let mut blocks = self
             .disk
             .with_chain(|chain| NewBlocks::new(&chain.layers()[self.target].image().info()));
-        let mut looks = Looks::new(self.monitor, size);
+        let mut looks = Looks::new(self.monitor, size).among(self.read, self.resizing);
         let mut at = 0;
         while at < size {
             let merged = self.first..self.target;
@@ -323,6 +332,39 @@ impl Merge<'_> {
             target.length_with(size, blocks.count)
         })?;
         Ok(report)
+    }
+
+    /// Reads the tables that the first change would wait for, so that it is seen.
+    fn prepare(&mut self) -> Result<()> {
+        let disk = self.disk;
+        // Nobody knows yet how much of the merged files will have to be copied.
+        let lengths = disk.with_chain(|chain| {
+            let merged = &chain.layers()[self.first..self.target];
+            merged.iter().try_fold(0_u64, |sum, layer| {
+                Ok::<_, Error>(sum.saturating_add(layer.image().storage().len()?))
+            })
+        })?;
+        for index in [self.target, self.target - 1] {
+            disk.with_chain(|chain| {
+                let layer = &chain.layers()[index];
+                let size = chain.layers()[self.first].image().virtual_size();
+                let resizes = index == self.target && size != layer.image().virtual_size();
+                let (before, monitor) = (self.read, self.monitor);
+                let (read, resizing) = (&mut self.read, &mut self.resizing);
+                let mut pace = |done, all: u64| {
+                    *read = before + done / TABLE_GAIN;
+                    if resizes {
+                        // A table that becomes longer has to move: it is read, written, and looked through.
+                        *resizing = 3 * all / TABLE_GAIN;
+                    }
+                    let rest = lengths.saturating_add(*resizing);
+                    monitor.set(*read, rest.saturating_add(before + all / TABLE_GAIN));
+                    monitor.checkpoint()
+                };
+                layer.image().prepare(&mut pace).at_path(layer.path())
+            })?;
+        }
+        Ok(())
     }
 
     /// Steps 1 to 4. Returns the bytes copied and zeroed.
@@ -417,13 +459,21 @@ impl Merge<'_> {
     }
 
     fn resize_target(&self, size: u64) -> Result<()> {
-        let monitor = self.monitor;
+        // It was expected to take so much.
+        let (mut told, mut known) = (0, self.resizing);
+        let mut pace = |done: u64, all: u64| {
+            let (done, all) = (done / TABLE_GAIN, all / TABLE_GAIN);
+            self.monitor.add_completion(all.saturating_sub(known));
+            self.monitor.advance(done.saturating_sub(told));
+            (told, known) = (done.max(told), all.max(known));
+            self.monitor.checkpoint()
+        };
         self.disk.change_chain(|chain| {
             let (target, behind) = chain.split(self.target);
             let path = target.path().to_path_buf();
             target
                 .image_mut()
-                .resize(size, &behind, &mut |_, _| monitor.checkpoint())
+                .resize(size, &behind, &mut pace)
                 .at_path(&path)
         })
     }

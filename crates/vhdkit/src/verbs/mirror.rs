@@ -286,7 +286,14 @@ impl Work<'_> {
             )
             .with_path(path));
         }
-        let file = NewFile::create(path, false).while_doing("cannot create")?;
+        let file = NewFile::create(path, false)
+            .map_err(|e| match e.kind() {
+                ErrorKind::AlreadyExists => {
+                    e.with_better_hint("choose another name; --existing fills a disk that is there")
+                }
+                _ => e,
+            })
+            .while_doing("cannot create")?;
         let builder = super::new_builder(file.storage(), &parameters).at_path(path)?;
         let dirty = Arc::new(DirtyMap::new(size));
         self.disk.change_chain(|chain| {

@@ -7,7 +7,7 @@ use crate::error::{Context, Error, ErrorKind, Result};
 use crate::image::{DiskType, Format};
 use crate::num::MIB;
 use crate::operation::{Monitor, Operation};
-use crate::volume::{self, GptMove, Medium, PartitionTable, Step};
+use crate::volume::{self, GptMove, Medium, PartitionTable, Scheme, Step};
 use crate::{vhd, vhdx};
 
 /// Which size.
@@ -51,6 +51,9 @@ pub struct ResizeReport {
     pub file_size: u64,
     /// True if the second copy of the partition table was moved.
     pub gpt_moved: bool,
+    /// True if the second copy of the partition table lay behind the new end and was not moved: the guest has to write
+    /// it anew.
+    pub gpt_cut_off: bool,
 }
 
 /// Resizes the leaf of a disk that was opened for writing. What is added reads as zeros, also where the disk was larger
@@ -94,8 +97,12 @@ pub fn resize(disk: Arc<VirtualDisk>, options: ResizeOptions) -> Operation<Resiz
 /// # Errors
 /// [`ErrorKind::NoSmallestSize`] if the disk has no readable partition table; what reading can fail with.
 pub fn smallest_safe_size(disk: &VirtualDisk) -> Result<u64> {
-    partitions(disk)?
-        .and_then(|table| table.smallest_safe_size())
+    smallest_of(disk, partitions(disk)?.as_ref())
+}
+
+fn smallest_of(disk: &VirtualDisk, table: Option<&PartitionTable>) -> Result<u64> {
+    table
+        .and_then(PartitionTable::smallest_safe_size)
         .ok_or_else(|| {
             Error::new(
                 ErrorKind::NoSmallestSize,
@@ -123,11 +130,8 @@ fn run(disk: &VirtualDisk, options: &ResizeOptions, monitor: &Monitor) -> Result
     let _reserved = disk.reserve()?;
     let before = disk.info();
     let old = before.virtual_size;
-    let smallest = match smallest_safe_size(disk) {
-        Ok(size) => Ok(size),
-        Err(e) if e.kind() == ErrorKind::NoSmallestSize => Err(e),
-        Err(e) => return Err(e),
-    };
+    let table = partitions(disk)?;
+    let smallest = smallest_of(disk, table.as_ref());
     let size = match (options.size, &smallest) {
         (NewSize::Bytes(size), _) => size,
         (NewSize::Smallest, Ok(smallest)) if *smallest < old => *smallest,
@@ -166,23 +170,23 @@ fn run(disk: &VirtualDisk, options: &ResizeOptions, monitor: &Monitor) -> Result
             "make the partitions smaller first; --unsafe cuts them off, and what they hold there is lost",
         ));
     }
+    let moved = table
+        .as_ref()
+        .filter(|_| options.fix_gpt && size != old)
+        .and_then(|table| table.backup_gpt(size));
     let mut report = ResizeReport {
         size_before: old,
         size_after: size,
         smallest_safe_size: smallest.ok(),
         file_size: before.file_size,
-        gpt_moved: false,
+        gpt_moved: moved.is_some(),
+        gpt_cut_off: moved.is_none() && table.as_ref().is_some_and(|table| cuts_gpt(table, size)),
     };
     if options.dry_run {
         return Ok(report);
     }
     disk.with_chain(|chain| chain.check_writable(0))?;
     monitor.checkpoint()?;
-    let moved = if options.fix_gpt && size != old {
-        partitions(disk)?.and_then(|table| table.backup_gpt(size))
-    } else {
-        None
-    };
     // Growing, the new place has to be there first; shrinking, the old place must not be needed any more.
     if let Some(moved) = moved.as_ref().filter(|_| size < old) {
         write_gpt(disk, moved)?;
@@ -197,9 +201,17 @@ fn run(disk: &VirtualDisk, options: &ResizeOptions, monitor: &Monitor) -> Result
     if let Some(moved) = moved.as_ref().filter(|_| size > old) {
         write_gpt(disk, moved)?;
     }
-    report.gpt_moved = moved.is_some();
     report.file_size = disk.info().file_size;
     Ok(report)
+}
+
+/// True if the second copy of a GPT does not lie before this end of the disk as a whole; it ends with its header.
+fn cuts_gpt(table: &PartitionTable, end: u64) -> bool {
+    let Scheme::Gpt(gpt) = &table.scheme else {
+        return false;
+    };
+    let header = gpt.backup_header();
+    header.is_some_and(|header| header + u64::from(table.sector_size) > end)
 }
 
 /// No disk is made smaller than this, in bytes: Windows could not have made it.

@@ -441,7 +441,7 @@ impl Image for VhdImage {
         self.journal.close()
     }
 
-    fn usage(&self) -> Result<Usage> {
+    fn usage_telling(&self, _pace: Pace<'_>) -> Result<Usage> {
         self.space_usage()
     }
 

@@ -33,6 +33,8 @@ pub(super) struct Seen {
     /// Space of all blocks, and of the file that is not in use.
     pub(super) payload: u64,
     pub(super) free: u64,
+    /// What was read of tables before, which is done too.
+    pub(super) tables: u64,
     /// True if blocks will be moved.
     pub(super) moves: bool,
     /// Units done.
@@ -67,8 +69,9 @@ impl Seen {
 
     /// Tells how far it is while blocks are looked at: the others will cost what these did on average.
     pub(super) fn tell(&self, monitor: &Monitor) {
+        let done = self.tables + self.done;
         let looks = self.of_unseen(self.done);
-        monitor.set(self.done, self.done + looks.saturating_add(self.moves()));
+        monitor.set(done, done + looks.saturating_add(self.moves()));
     }
 }
 

@@ -404,8 +404,12 @@ impl Image for VhdxImage {
             .close(&*self.storage, &|page| self.take_page(page))
     }
 
-    fn usage(&self) -> Result<Usage> {
-        self.space_usage()
+    fn prepare(&self, pace: Pace<'_>) -> Result<()> {
+        self.begin_telling(pace)
+    }
+
+    fn usage_telling(&self, pace: Pace<'_>) -> Result<Usage> {
+        self.space_usage(pace)
     }
 
     fn length_with(&self, size: u64, blocks: u64) -> Result<u64> {

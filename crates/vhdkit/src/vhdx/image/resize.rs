@@ -164,14 +164,9 @@ impl VhdxImage {
 
     /// What there is to do, in the units of [`Meter`].
     fn units(&self, old: &Geometry, new: &Geometry, allocates: bool, surveys: bool) -> Result<u64> {
-        let region = self.regions.bat;
-        let (mut table, mut at) = (0, region.offset);
-        while let Some(data) = self.storage.next_data(at..region.end())? {
-            table += data.end - data.start;
-            at = data.end;
-        }
+        let table = self.table_length()?;
         let mut units = if self.journal.is_modified() { 0 } else { table };
-        if new.entries_used(self.metadata.has_parent) * 8 > region.length {
+        if new.entries_used(self.metadata.has_parent) * 8 > self.regions.bat.length {
             units += 2 * table;
         }
         let added = new.block_count.saturating_sub(old.block_count);

@@ -2,7 +2,7 @@
 
 use super::VhdxImage;
 use crate::error::{Error, ErrorKind, Result};
-use crate::image::{AllocatedBlock, Usage};
+use crate::image::{AllocatedBlock, Pace, Usage};
 use crate::num::{MIB, round_up};
 use crate::vhdx::bat::{self, Block, Geometry, Slot};
 use crate::vhdx::layout::{BITMAP_BLOCK, HEADER_AREA, REGION_BAT, REGION_METADATA};
@@ -141,8 +141,28 @@ impl VhdxImage {
         })
     }
 
+    /// What reading the whole BAT means, in bytes: without its holes.
+    pub(super) fn table_length(&self) -> Result<u64> {
+        let region = self.regions.bat;
+        let (mut length, mut at) = (0, region.offset);
+        while let Some(data) = self.storage.next_data(at..region.end())? {
+            length += data.end - data.start;
+            at = data.end;
+        }
+        Ok(length)
+    }
+
     /// How the file becomes as short as it can.
     pub(super) fn plan(&self, survey: &Survey) -> Result<Plan> {
+        self.plan_telling(survey, &mut |_| Ok(()))
+    }
+
+    /// As [`Self::plan`]; `told` hears of further bytes of the BAT that were read, and may stop it.
+    fn plan_telling(
+        &self,
+        survey: &Survey,
+        told: &mut dyn FnMut(u64) -> Result<()>,
+    ) -> Result<Plan> {
         let floor = Plan::floor(&survey.used);
         let mut objects = Vec::new();
         let (log_offset, log_length) = self.journal.log_span();
@@ -161,20 +181,28 @@ impl VhdxImage {
             }
         }
         objects.retain(|&((at, length), _)| at + length > floor);
-        self.walk_held(0, &mut |held| {
-            if held.at + held.length > floor {
-                objects.push(((held.at, held.length), Movable::Entry(held.index)));
-            }
-            Ok(true)
-        })?;
+        if survey.used.end() > floor {
+            self.walk_held_telling(0, told, &mut |held| {
+                if held.at + held.length > floor {
+                    objects.push(((held.at, held.length), Movable::Entry(held.index)));
+                }
+                Ok(true)
+            })?;
+        }
         Ok(Plan::new(&survey.used, pinned, objects))
     }
 
-    /// See [`crate::image::Image::usage`].
-    pub(super) fn space_usage(&self) -> Result<Usage> {
+    /// See [`crate::image::Image::usage_telling`].
+    pub(super) fn space_usage(&self, pace: Pace<'_>) -> Result<Usage> {
         // A block that moved during the walk would seem to share its space.
         let _alone = self.locks.write_all();
-        let survey = self.survey()?;
+        // It is read once for what is in use, and once for what would move.
+        let (mut read, all) = (0, 2 * self.table_length()?);
+        let mut told = |bytes| {
+            read += bytes;
+            pace(read, all.max(read))
+        };
+        let survey = self.survey_telling(&mut told)?;
         let file_size = self.storage.len()?;
         let payload = survey.allocated * self.geometry.block_size;
         let in_use = Plan::floor(&survey.used);
@@ -186,7 +214,7 @@ impl VhdxImage {
             packed_size: if survey.unplaced > 0 {
                 file_size
             } else {
-                self.plan(&survey)?.end
+                self.plan_telling(&survey, &mut told)?.end
             },
             allocated_blocks: survey.allocated,
             displaced_blocks: survey.displaced,

@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 
 use super::VhdxImage;
 use crate::error::{Error, ErrorKind, Result};
-use crate::image::{Backing, ExtentKind, ZeroMode};
+use crate::image::{Backing, ExtentKind, Pace, ZeroMode};
 use crate::num::{round_down, round_up, to_usize};
 use crate::vhdx::bat::{self, Block};
 use crate::vhdx::journal::{DirtyPage, Session};
@@ -51,6 +51,16 @@ impl VhdxImage {
             || self.in_use(told),
             || self.now_grows(),
         )
+    }
+
+    /// As [`Self::begin_structure`]; see [`crate::image::Image::prepare`].
+    pub(super) fn begin_telling(&self, pace: Pace<'_>) -> Result<()> {
+        self.check_writable()?;
+        let (mut read, all) = (0, self.table_length()?);
+        self.plan_session(Session::Structure, &mut |bytes| {
+            read += bytes;
+            pace(read, all.max(read))
+        })
     }
 
     fn in_use(&self, told: &mut dyn FnMut(u64) -> Result<()>) -> Result<(UsedMap, u64)> {
