@@ -34,6 +34,7 @@ pub(crate) fn run(arguments: &[String]) -> Result<()> {
         ["deaden", path, shape] => operations::deaden(path, shape),
         ["fill", path, from] => operations::fill(path, from),
         ["compacted", path] => operations::compacted(path),
+        ["packed", path, stash, shape] => operations::packed(path, stash, shape),
         ["mirrored", from, to, rate] => operations::mirrored(from, to, rate.parse()?),
         ["converted", from, to] => operations::converted(from, to),
         ["observed", from, to, count, how] => operations::observed(from, to, count.parse()?, how),

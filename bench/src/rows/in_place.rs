@@ -10,6 +10,8 @@ use crate::scratch::Xfs;
 const CP: &str = "cp && sync of the same bytes";
 const OURS_TO_NEW: &str = "vhdkit convert";
 const CONVERT: &str = "convert, nobody writes";
+const PACKED: &str = "limit, the same bytes without tables";
+const REPLACED: &str = "the same, and mv over the old file";
 
 /// A copy of a file that is on the disk when it is there, sharing blocks where that is possible, and in the page cache.
 fn copy_of(from: &str, to: &str) -> Argv {
@@ -120,21 +122,34 @@ impl Bench<'_> {
                 if let Some(other) = &mut other {
                     other.before.clone_from(&ours.before);
                 }
-                let mut sides = vec![
-                    ours,
-                    command(
-                        OURS_TO_NEW,
-                        &[&self.vhdkit, "convert", &stash, &output],
-                        Some(&output),
-                        0,
-                    ),
-                ];
+                let mut sides = vec![command(
+                    OURS_TO_NEW,
+                    &[&self.vhdkit, "convert", &stash, &output],
+                    Some(&output),
+                    0,
+                )];
                 if has_qemu() {
                     let to = qemu_name(format);
                     let mut parts = vec!["qemu-img", "convert", "-f", to, "-O", to];
                     parts.extend(["-m", "16", "-W", "-t", "none", &stash, &output]);
                     sides.push(command(QEMU_DIRECT, &parts, Some(&output), 0));
+                    let new = format!("{folder}/new.{format}");
+                    parts.splice(
+                        parts.len() - 2..,
+                        [&*output, &*new, "&&", "mv", &new, &output],
+                    );
+                    sides.push(Side {
+                        before: ours.before.clone(),
+                        ..command(REPLACED, &["sh", "-c", &parts.join(" ")], Some(&output), 0)
+                    });
                 }
+                sides.push(Side {
+                    argv: crate::worker(&["packed", &output, &stash, shape])?,
+                    reading: Reading::WorkerSeconds,
+                    before: ours.before.clone(),
+                    ..command(PACKED, &[], Some(&output), 0)
+                });
+                sides.insert(0, ours);
                 sides.extend(other);
                 let target = if regime == Regime::R {
                     against(QEMU_DIRECT, 40.0, 200.0)

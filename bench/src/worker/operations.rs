@@ -3,14 +3,14 @@
 use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use rustix::time::{ClockId, clock_gettime};
 use vhdkit::disk::VirtualDisk;
 use vhdkit::image::{CreateParameters, DiskType, Format, IdentifierSource};
 use vhdkit::operation::{Subject, Unit};
-use vhdkit::storage::AlignedBuffer;
+use vhdkit::storage::{Access, AlignedBuffer, FileStorage, Storage};
 use vhdkit::verbs::compact::{CompactOptions, compact};
 use vhdkit::verbs::convert::{ConvertOptions, convert};
 use vhdkit::verbs::mirror::{MirrorOptions, break_mirror, is_mirrored, mirror};
@@ -23,6 +23,9 @@ const MIB: u64 = 1 << 20;
 
 /// What is dead or alive as a whole.
 const PART: u64 = 8 * MIB;
+
+/// What is read at a time to look for zeros.
+const PIECE: u64 = 256 * 1024;
 
 fn writable(path: &str) -> Result<VirtualDisk> {
     Ok(OpenOptions::new().writable(true).open(path)?)
@@ -83,6 +86,119 @@ pub(super) fn compacted(path: &str) -> Result<()> {
         };
     }
     println!("{} {moved} {needed}", report.moved);
+    Ok(())
+}
+
+/// The limit of a compaction of what [`deaden`] left, in the places of `stash`: the dead bytes read, what is behind the
+/// new end moved to what is free before it, a barrier, the file cut off, a barrier. No table is kept. Prints the seconds.
+pub(super) fn packed(path: &str, stash: &str, shape: &str) -> Result<()> {
+    const BLOCK: u64 = 2 * MIB;
+    let disk = VirtualDisk::open(Path::new(stash))?;
+    let size = disk.virtual_size();
+    let is_alive = |at: u64| match shape {
+        "freed" => at >= size / 4 * 3,
+        _ => !(at / PART).is_multiple_of(2),
+    };
+    let (mut alive, mut dead) = (Vec::new(), Vec::new());
+    for at in (0..size).step_by(usize::try_from(BLOCK)?) {
+        if let Some(data) = disk.map(at, BLOCK)?.data {
+            let places = if is_alive(at) { &mut alive } else { &mut dead };
+            places.push(data.storage_offset);
+        }
+    }
+    disk.close()?;
+    alive.sort_unstable();
+    let gap = |pair: &[u64]| pair[1] - pair[0];
+    let stride = alive.windows(2).map(gap).min().ok_or("nothing is alive")?;
+    // Blocks lie one behind the other from here on; in a VHD there are bitmaps between them.
+    let base = if stride == BLOCK {
+        4 * MIB
+    } else {
+        alive[0] % stride
+    };
+    let end = base + alive.len() as u64 * stride;
+    let low: std::collections::HashSet<u64> =
+        alive.iter().copied().filter(|&at| at < end).collect();
+    let free = (base..end)
+        .step_by(usize::try_from(stride)?)
+        .filter(|place| !low.contains(place));
+    let moves: Vec<(u64, u64)> = alive
+        .iter()
+        .copied()
+        .filter(|&at| at >= end)
+        .zip(free)
+        .collect();
+    let mut runs: Vec<(u64, u64, u64)> = Vec::new();
+    for &(from, to) in &moves {
+        match runs.last_mut() {
+            Some((start, place, length))
+                if *start + *length + (stride - BLOCK) == from && to - *place == from - *start =>
+            {
+                *length = from + BLOCK - *start;
+            }
+            _ => runs.push((from, to, BLOCK)),
+        }
+    }
+    let file = FileStorage::open(path, Access::ReadWrite)?;
+    let started = Instant::now();
+    if shape != "freed" {
+        in_threads(2, &dead, |&at, buffer| {
+            for part in 0..BLOCK / PIECE {
+                let piece = &mut buffer[..usize::try_from(PIECE)?];
+                file.read_at(at + part * PIECE, piece)?;
+                if piece.iter().fold(0, |all, byte| all | byte) != 0 {
+                    return Err("what is dead is not zero".into());
+                }
+            }
+            Ok(())
+        })?;
+    }
+    if file.can_clone_from(&file) {
+        for &(from, to, length) in &runs {
+            if !file.clone_range_from(&file, from, to, length)? {
+                return Err("blocks cannot be shared".into());
+            }
+        }
+    } else {
+        for &(_, to, length) in &runs {
+            file.reserve_bulk(to, length)?;
+        }
+        in_threads(4, &moves, |&(from, to), buffer| {
+            file.read_at(from, buffer)?;
+            Ok(file.write_bulk(to, buffer)?)
+        })?;
+    }
+    file.flush()?;
+    file.set_len(end)?;
+    file.flush()?;
+    println!("{}", started.elapsed().as_secs_f64());
+    Ok(())
+}
+
+/// Has threads do something with each of these, with 2 MiB of memory each.
+fn in_threads<T: Sync>(
+    threads: usize,
+    things: &[T],
+    work: impl Fn(&T, &mut [u8]) -> Result<()> + Sync,
+) -> Result<()> {
+    let next = AtomicUsize::new(0);
+    let failed = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        for _ in 0..threads {
+            scope.spawn(|| {
+                let mut buffer = AlignedBuffer::new(2 << 20);
+                while let Some(thing) = things.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    if let Err(e) = work(thing, &mut buffer) {
+                        eprintln!("{e}");
+                        failed.store(true, Ordering::Relaxed);
+                    }
+                }
+            });
+        }
+    });
+    if failed.load(Ordering::Relaxed) {
+        return Err("a thread failed".into());
+    }
     Ok(())
 }
 

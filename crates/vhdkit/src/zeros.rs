@@ -2,15 +2,22 @@
 
 /// True if every byte is zero.
 pub(crate) fn is_zero(bytes: &[u8]) -> bool {
+    is_all(bytes, 0)
+}
+
+/// True if every byte is this one.
+#[inline]
+pub(crate) fn is_all(bytes: &[u8], byte: u8) -> bool {
+    let pattern = u64::from_ne_bytes([byte; 8]);
     // Lines of 128 bytes without a branch inside, which the compiler turns into vector instructions.
     let (lines, rest) = bytes.as_chunks::<128>();
     lines.iter().all(|line| {
         let (words, _) = line.as_chunks::<8>();
         words
             .iter()
-            .fold(0, |all, word| all | u64::from_ne_bytes(*word))
+            .fold(0, |all, word| all | (u64::from_ne_bytes(*word) ^ pattern))
             == 0
-    }) && rest.iter().all(|&b| b == 0)
+    }) && rest.iter().all(|&b| b == byte)
 }
 
 /// The parts of `bytes` that are not zeros, to a granularity of `grain` bytes: ascending, not touching.
@@ -41,6 +48,13 @@ mod tests {
             assert!(!is_zero(&bytes));
             assert!(is_zero(&bytes[i + 1..]) && is_zero(&bytes[..i]));
             bytes[i] = 0;
+        }
+        bytes.fill(0xFF);
+        assert!(is_all(&bytes, 0xFF) && !is_zero(&bytes));
+        for i in 0..bytes.len() {
+            bytes[i] = 0xFE;
+            assert!(!is_all(&bytes, 0xFF));
+            bytes[i] = 0xFF;
         }
     }
 

@@ -197,6 +197,13 @@ pub(crate) struct CopyRun {
     pub(crate) length: u64,
 }
 
+/// True if [`copy_runs`] reads and writes a large run itself: files that cannot share blocks. A write past the page cache
+/// that meets space of two kinds, reserved and written, is alone in a file of ext4, so such runs better end where
+/// one kind does.
+pub(crate) fn copies_past_the_cache(target: &dyn Storage, source: &dyn Storage) -> bool {
+    target.as_file().is_some() && source.as_file().is_some() && !target.can_clone_from(source)
+}
+
 /// Copies runs of which none touches another's target. What is a neighbour in both places goes as one. Files share
 /// blocks where they can; else several threads write past the page cache, into space that is reserved before, so that
 /// little is left for a barrier to do. `copied` is told of further bytes from any thread.
@@ -222,7 +229,7 @@ pub(crate) fn copy_runs(
         joins
     });
     let clone = target.can_clone_from(source);
-    if clone || total < MANY || target.as_file().is_none() || source.as_file().is_none() {
+    if total < MANY || !copies_past_the_cache(target, source) {
         let longest = if clone { CLONE_PIECE } else { PIECE };
         for run in &runs {
             let mut done = 0;

@@ -67,9 +67,9 @@ const FIRST_STEP: u64 = 32 * MIB;
 const STEPS: RangeInclusive<u64> = FIRST_STEP..=256 * MIB;
 const STEP_TIME: Duration = Duration::from_millis(100);
 
-/// The same for looking at blocks, in bytes of the blocks.
-const FIRST_LOOK: u64 = 8 * MIB;
-const LOOKS: RangeInclusive<u64> = MIB..=64 * MIB;
+/// The same for looking at blocks, in bytes to be read of them.
+const FIRST_LOOK: u64 = 32 * look::COST;
+const LOOKS: RangeInclusive<u64> = look::COST..=64 * MIB;
 const LOOK_TIME: Duration = Duration::from_millis(20);
 
 /// So many bytes are moved, or so much time goes by, before they are made durable: more would be done again if the
@@ -219,12 +219,14 @@ impl Compaction<'_> {
     /// Looks at every block that takes space, and gives back the space of those that hold nothing.
     fn release_blocks(&mut self) -> Result<()> {
         let (mut next, mut budget) = (Some(0), FIRST_LOOK);
+        let threads = look::threads();
         while let Some(from) = next {
             self.monitor.checkpoint()?;
             let begun = Instant::now();
             let look = Look {
                 monitor: self.monitor,
                 mode: self.options.mode,
+                threads,
             };
             let (disk, seen) = (self.disk, &mut self.seen);
             let batch = if self.options.dry_run {

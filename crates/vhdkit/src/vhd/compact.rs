@@ -12,7 +12,7 @@ use zerocopy::IntoBytes;
 
 use super::bat::Entry;
 use super::bitmap::BitmapCache;
-use super::header::SparseHeader;
+use super::header::{BlockShape, SparseHeader};
 use super::image::{VhdImage, end_of_structures, structures};
 use super::journal::{NewHeader, Tables};
 use super::layout::{FOOTER_SIZE, HEADER_SIZE, SECTOR};
@@ -21,7 +21,7 @@ use super::sparse::Sparse;
 use crate::error::Result;
 use crate::image::{AllocatedBlock, Backing, Packed, Told, Usage};
 use crate::num::{round_up, to_usize};
-use crate::storage::{AlignedBuffer, CopyRun, copy_runs};
+use crate::storage::{AlignedBuffer, CopyRun, copies_past_the_cache, copy_runs};
 
 impl VhdImage {
     /// See [`crate::image::Image::length_with`].
@@ -173,8 +173,11 @@ impl VhdImage {
             self.journal.begin()?;
             self.journal.keep_holes();
             let mut runs = Vec::new();
+            let joins = !copies_past_the_cache(&*sparse.storage, &*sparse.storage);
+            let mut before = None;
             for step in &batch {
-                copy_bitmap(sparse, step.from, step.to, &mut runs)?;
+                copy_block(sparse, step, before, &mut runs)?;
+                before = joins.then_some(step);
             }
             copy_runs(&*sparse.storage, &*sparse.storage, runs, told)?;
             let moves: Vec<_> = batch.iter().map(|m| (m.block, m.from, m.to)).collect();
@@ -387,26 +390,85 @@ fn in_order(moves: &mut [Move]) {
 }
 
 /// Copies a block's bitmap to free space, and says what of its data is to follow. Holes stay holes.
-fn copy_bitmap(sparse: &Sparse, from: u64, to: u64, runs: &mut Vec<CopyRun>) -> Result<()> {
+///
+/// Where a block follows the one `before` in both places, with nothing but a gap for alignment between them, bitmap and
+/// gap are data like all else: so they go with their neighbours, in one piece.
+fn copy_block(
+    sparse: &Sparse,
+    step: &Move,
+    before: Option<&Move>,
+    runs: &mut Vec<CopyRun>,
+) -> Result<()> {
     let (storage, shape) = (&*sparse.storage, sparse.tables.bat.shape);
-    let mut bitmap = vec![0; to_usize(shape.bitmap_size)];
-    storage.read_at(from, &mut bitmap)?;
-    storage.write_at(to, &bitmap)?;
+    let (from, to) = (step.from, step.to);
     let end = from + shape.total();
-    let mut at = from + shape.bitmap_size;
+    let mut at = match before {
+        Some(before) if follows(shape, &sparse.structures, before, step) => {
+            before.from + shape.total()
+        }
+        _ => {
+            let mut bitmap = vec![0; to_usize(shape.bitmap_size)];
+            storage.read_at(from, &mut bitmap)?;
+            storage.write_at(to, &bitmap)?;
+            from + shape.bitmap_size
+        }
+    };
+    let place = |at: u64| to + at - from;
     while at < end {
         let data = storage.next_data(at..end)?.unwrap_or(end..end);
         if at < data.start {
-            storage.punch_hole(to + (at - from), data.start - at)?;
+            storage.punch_hole(place(at), data.start - at)?;
         }
         if data.start < data.end {
             runs.push(CopyRun {
                 from: data.start,
-                to: to + (data.start - from),
+                to: place(data.start),
                 length: data.end - data.start,
             });
         }
         at = data.end;
     }
     Ok(())
+}
+
+/// True if one block lies directly behind the other before and afterwards, with the same gap, in which nothing is.
+fn follows(shape: BlockShape, structures: &[Structure], before: &Move, step: &Move) -> bool {
+    let gap_at = before.to + shape.total();
+    shape.place_behind(before.from + shape.total()) == step.from
+        && shape.place_behind(gap_at) == step.to
+        && step.from - before.from == step.to - before.to
+        // No block fits a gap.
+        && step.to - gap_at < shape.total()
+        && structures
+            .iter()
+            .all(|s| s.range.end <= gap_at || s.range.start >= step.to)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::num::MIB;
+
+    #[test]
+    fn neighbours_go_as_one_if_nothing_lies_in_the_gap_between_their_places() {
+        let shape = BlockShape::new(2 * MIB);
+        let stride = shape.place_behind(shape.total() + 3584) - 3584;
+        let at = |index: u64| 3584 + index * stride;
+        let moved = |from, to| Move { block: 0, from, to };
+        let structure = |range| Structure {
+            kind: Kind::Locator(0),
+            range,
+        };
+        let (a, b) = (moved(at(9), at(1)), moved(at(10), at(2)));
+        let gap = a.to + shape.total()..b.to;
+        assert_eq!(gap.end - gap.start, 3584);
+        assert!(follows(shape, &[], &a, &b));
+        let outside = [structure(0..gap.start), structure(gap.end..gap.end + 512)];
+        assert!(follows(shape, &outside, &a, &b));
+        for inside in [gap.start..gap.start + 512, gap.end - 512..gap.end] {
+            assert!(!follows(shape, &[structure(inside)], &a, &b));
+        }
+        assert!(!follows(shape, &[], &a, &moved(at(11), at(2))));
+        assert!(!follows(shape, &[], &a, &moved(at(10), at(3))));
+    }
 }

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use zerocopy::{FromZeros, IntoBytes};
 
-use super::bat::PER_SECTOR;
+use super::bat::{PER_SECTOR, write_unallocated};
 use super::bitmap::SectorBitmap;
 use super::geometry;
 use super::header::{BlockShape, MAX_BLOCKS};
@@ -18,7 +18,7 @@ use super::layout::{
 use super::locator;
 use crate::error::{Error, ErrorKind, Result};
 use crate::image::{CreateParameters, DiskType, ImageBuilder};
-use crate::num::{GIB, KIB, MIB, round_up, to_usize};
+use crate::num::{GIB, KIB, MIB, round_down, round_up, to_usize};
 use crate::storage::Storage;
 
 /// Largest disk: the limit of Microsoft's products, for all three types.
@@ -58,6 +58,8 @@ struct SparseBuilder {
 struct State {
     /// Where blocks are, in sectors. `None` is zero in memory: what nobody has touched takes none.
     entries: Vec<Option<NonZeroU32>>,
+    /// The blocks that have a place are among these.
+    placed: Range<u64>,
     /// Of blocks of a differencing disk that are here in part.
     bitmaps: HashMap<u64, SectorBitmap>,
     end: u64,
@@ -262,6 +264,7 @@ impl SparseBuilder {
             state: Mutex::new(State {
                 // Whole sectors: what is behind the last entry is padding.
                 entries: vec![None; to_usize(round_up(blocks, PER_SECTOR))],
+                placed: 0..0,
                 bitmaps: HashMap::new(),
                 end,
                 expected_end: end,
@@ -318,6 +321,10 @@ impl SparseBuilder {
                     )
                 })?;
             *entry = Some(sector);
+            state.placed = match state.placed.clone() {
+                none if none.is_empty() => block..block + 1,
+                placed => placed.start.min(block)..placed.end.max(block + 1),
+            };
             at
         };
         if is_new {
@@ -365,23 +372,25 @@ impl SparseBuilder {
         if state.is_reserved {
             storage.release_unwritten(state.reserved.start..state.reserved.end.min(state.end))?;
         }
-        let mut at = TABLE_OFFSET;
+        // Most of a new disk's table is unallocated.
+        let placed =
+            round_down(state.placed.start, PER_SECTOR)..round_up(state.placed.end, PER_SECTOR);
+        let place = |entry: u64| TABLE_OFFSET + entry * 4;
         const CHUNK: usize = 64 * 1024;
-        let mut bytes = vec![0xFF; CHUNK * 4];
-        let mut is_empty = true;
-        for entries in state.entries.chunks(CHUNK) {
-            let bytes = &mut bytes[..entries.len() * 4];
-            // Most of a new disk's table is unallocated, which needs no conversion again and again.
-            let was_empty = std::mem::replace(&mut is_empty, entries.iter().all(Option::is_none));
-            if !(was_empty && is_empty) {
-                for (place, entry) in bytes.chunks_exact_mut(4).zip(entries) {
-                    let entry = entry.map_or(UNALLOCATED, NonZeroU32::get);
-                    place.copy_from_slice(&entry.to_be_bytes());
-                }
-            }
-            storage.write_at(at, bytes)?;
+        let mut at = place(placed.start);
+        let mut bytes = Vec::new();
+        for entries in state.entries[to_usize(placed.start)..to_usize(placed.end)].chunks(CHUNK) {
+            bytes.clear();
+            bytes.extend(
+                entries
+                    .iter()
+                    .flat_map(|entry| entry.map_or(UNALLOCATED, NonZeroU32::get).to_be_bytes()),
+            );
+            storage.write_at(at, &bytes)?;
             at += bytes.len() as u64;
         }
+        write_unallocated(storage, TABLE_OFFSET..place(placed.start))?;
+        write_unallocated(storage, at..place(state.entries.len() as u64))?;
         storage.write_at(FOOTER_SIZE, self.header.as_bytes())?;
         for (offset, bytes) in &self.locators {
             storage.write_at(*offset, bytes)?;

@@ -158,10 +158,9 @@ impl VhdImage {
         } else {
             0
         };
-        let mut bytes = sparse.tables.bat.bytes_from(first, blocks);
+        let bytes = sparse.tables.bat.bytes_from(first, blocks);
         let end = round_up(table_offset + entries * 4, SECTOR);
         let start = table_offset + first * SECTOR;
-        bytes.resize(to_usize(end - start), 0xFF);
         let sector = &header.raw.as_bytes()[..to_usize(SECTOR)];
         let is_same = header.raw == old.raw;
         self.journal.grow_sparse(&Growth {

@@ -93,6 +93,8 @@ pub(super) struct Journal {
     data_first: bool,
     /// J5: so it is for the next flush, too.
     moved: AtomicBool,
+    /// See [`Journal::defer_punching`].
+    deferring: AtomicBool,
 }
 
 struct State {
@@ -140,6 +142,7 @@ impl Journal {
             completed: AtomicU64::new(0),
             data_first,
             moved: AtomicBool::new(false),
+            deferring: AtomicBool::new(false),
         }
     }
 
@@ -247,7 +250,8 @@ impl Journal {
             state.headers.file_write_guid = Uuid::new_v4();
         }
         state.identity_is_due = true;
-        let space = Space::new(storage, used, keep)?;
+        let defer = self.deferring.load(Ordering::Acquire);
+        let space = Space::new(storage, used, keep, defer)?;
         state.flushed_length = state.flushed_length.min(space.file_length());
         *lock(&self.space) = Some(space);
         Ok(())
@@ -259,8 +263,9 @@ impl Journal {
         self.moved.store(true, Ordering::Release);
     }
 
-    /// See [`Space::defer_punching`].
+    /// See [`Space::defer_punching`]. Before a session's first change it also holds for the holes that it begins with.
     pub(super) fn defer_punching(&self, defer: bool) {
+        self.deferring.store(defer, Ordering::Release);
         if let Some(space) = &mut *lock(&self.space) {
             space.defer_punching(defer);
         }

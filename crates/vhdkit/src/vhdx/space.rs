@@ -41,10 +41,16 @@ pub(super) struct Space {
 
 impl Space {
     /// `used` is what the file's structures and blocks take. The file is cut off behind the last of them; holes
-    /// between them are punched and become available with the next flush. With `keep` above 0 (a fixed disk some of
+    /// between them are punched and become available with the next flush, or stay as they are for a packer if `defer`
+    /// says so. With `keep` above 0 (a fixed disk some of
     /// whose blocks have no place yet) so many bytes behind them stay part of the file if they are there, and are
     /// zeroed, for these blocks.
-    pub(super) fn new(storage: &dyn Storage, used: &UsedMap, keep: u64) -> Result<Self> {
+    pub(super) fn new(
+        storage: &dyn Storage,
+        used: &UsedMap,
+        keep: u64,
+        defer: bool,
+    ) -> Result<Self> {
         let end = used.end();
         let length = storage.len()?;
         if keep > 0 && length >= end {
@@ -62,26 +68,24 @@ impl Space {
                 ready: ready.into_iter().collect(),
                 punched: Vec::new(),
                 unpunched: BTreeMap::new(),
-                deferring: false,
+                deferring: defer,
             });
         }
         // A last block cut short by another writer is made whole; a tail that nobody refers to goes.
         if length != end {
             storage.set_len(end)?;
         }
-        let holes = used.holes(MAX_HOLES);
-        for &(offset, length) in &holes {
-            storage.punch_hole(offset, length)?;
-        }
-        Ok(Self {
+        let mut space = Self {
             file_length: end,
             end,
             ready: BTreeMap::new(),
-            punched: holes,
+            punched: Vec::new(),
             unpunched: BTreeMap::new(),
-            deferring: false,
+            deferring: defer,
             keep: 0,
-        })
+        };
+        space.give_back(storage, &used.holes(MAX_HOLES))?;
+        Ok(space)
     }
 
     /// Takes `length` bytes that read as zeros; makes the file longer if needed.
@@ -384,7 +388,7 @@ mod tests {
         let mut used = UsedMap::default();
         used.mark(0, 4 * MIB);
         storage.set_len(9 * MIB).unwrap();
-        let mut space = Space::new(&storage, &used, 0).unwrap();
+        let mut space = Space::new(&storage, &used, 0, false).unwrap();
         assert_eq!(storage.len().unwrap(), 4 * MIB, "the unused tail is gone");
         let a = space.take(&storage, 2 * MIB).unwrap();
         let b = space.take(&storage, 2 * MIB).unwrap();
@@ -409,7 +413,7 @@ mod tests {
         used.mark(0, 20 * MIB);
         storage.set_len(20 * MIB).unwrap();
         storage.write_at(0, &vec![9; to_usize(20 * MIB)]).unwrap();
-        let mut space = Space::new(&storage, &used, 0).unwrap();
+        let mut space = Space::new(&storage, &used, 0, false).unwrap();
         let is_zero = |at: u64| {
             let mut bytes = vec![1; to_usize(MIB)];
             storage.read_at(at * MIB, &mut bytes).unwrap();
@@ -436,12 +440,31 @@ mod tests {
     }
 
     #[test]
+    fn a_packer_finds_the_holes_of_a_file_as_they_are() {
+        for defer in [false, true] {
+            let storage = MemoryStorage::new();
+            let mut used = UsedMap::default();
+            used.mark(0, MIB);
+            used.mark(4 * MIB, MIB);
+            storage.write_at(0, &vec![9; to_usize(5 * MIB)]).unwrap();
+            let mut space = Space::new(&storage, &used, 0, defer).unwrap();
+            assert_eq!(space.punched(), usize::from(!defer));
+            let mut byte = [0];
+            storage.read_at(2 * MIB, &mut byte).unwrap();
+            assert_eq!(byte, [if defer { 9 } else { 0 }]);
+            assert!(!space.claim((MIB, MIB)));
+            // Others get only what is zero.
+            assert_eq!(space.take(&storage, MIB).unwrap(), 5 * MIB);
+        }
+    }
+
+    #[test]
     fn the_end_of_a_file_that_is_cut_off_is_not_punched_before() {
         let storage = MemoryStorage::new();
         let mut used = UsedMap::default();
         used.mark(0, 8 * MIB);
         storage.set_len(8 * MIB).unwrap();
-        let mut space = Space::new(&storage, &used, 0).unwrap();
+        let mut space = Space::new(&storage, &used, 0, false).unwrap();
         space.defer_punching(true);
         space.give_back(&storage, &[(3 * MIB, MIB)]).unwrap();
         space.give_back(&storage, &[(6 * MIB, 2 * MIB)]).unwrap();

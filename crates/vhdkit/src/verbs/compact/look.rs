@@ -1,6 +1,6 @@
 //! Looking for blocks that hold nothing, by several threads, and what that says of the work to come.
 
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Mutex, PoisonError};
 
 use super::{CompactMode, MOVE_COST};
@@ -19,7 +19,7 @@ const FIRST_READ: u64 = 4096;
 const READ: u64 = 256 * 1024;
 
 /// What looking at a block costs besides what is read of it, in bytes that could have been read meanwhile.
-const COST: u64 = 16 * 1024;
+pub(super) const COST: u64 = 16 * 1024;
 
 /// Threads that look. The data comes from memory or one disk, so more would gain little.
 const THREADS: usize = 4;
@@ -88,10 +88,17 @@ pub(super) struct Batch {
 pub(super) struct Look<'a> {
     pub(super) monitor: &'a Monitor,
     pub(super) mode: CompactMode,
+    pub(super) threads: usize,
+}
+
+/// How many threads look at a time.
+pub(super) fn threads() -> usize {
+    std::thread::available_parallelism().map_or(1, |count| count.get().min(THREADS))
 }
 
 impl Look<'_> {
-    /// Looks at blocks from `from` (of the disk) on that take `budget` bytes together, but at least at one.
+    /// Looks at blocks from `from` (of the disk) on until `budget` bytes have been read of them, [`COST`] included, but
+    /// at least at one.
     pub(super) fn at(
         &self,
         chain: &Chain,
@@ -101,7 +108,7 @@ impl Look<'_> {
     ) -> Result<Batch> {
         let (mut blocks, mut space, mut next) = (Vec::new(), 0, Some(from));
         while let Some(at) = next
-            && (blocks.is_empty() || space < budget)
+            && (blocks.is_empty() || blocks.len() as u64 * COST < budget)
         {
             let found = chain.leaf().image().next_allocated(at)?;
             next = found.as_ref().map(|block| block.range.end);
@@ -109,32 +116,31 @@ impl Look<'_> {
             blocks.extend(found);
         }
         let shared = Mutex::new(seen);
-        let (index, stopped) = (AtomicUsize::new(0), AtomicBool::new(false));
+        // Blocks are taken in their order, so what was spent says up to where.
+        let (index, spent) = (AtomicUsize::new(0), AtomicU64::new(0));
         let work = || -> Result<Vec<usize>> {
             let mut buffer = AlignedBuffer::new(to_usize(READ));
             let mut unused = Vec::new();
-            loop {
+            while spent.load(Relaxed) < budget {
                 let index = index.fetch_add(1, Relaxed);
-                let Some(block) = blocks.get(index).filter(|_| !stopped.load(Relaxed)) else {
-                    return Ok(unused);
+                let Some(block) = blocks.get(index) else {
+                    break;
                 };
-                match self.is_unused(chain, block, &mut buffer, &shared) {
+                match self.is_unused(chain, block, &mut buffer, &shared, &spent) {
                     Ok(true) => unused.push(index),
                     Ok(false) => {}
                     Err(e) => {
-                        stopped.store(true, Relaxed);
+                        spent.store(budget, Relaxed);
                         return Err(e);
                     }
                 }
             }
+            Ok(unused)
         };
         let threads = if self.mode == CompactMode::Quick || space < MANY {
             1
         } else {
-            std::thread::available_parallelism()
-                .map_or(1, std::num::NonZero::get)
-                .min(THREADS)
-                .min(blocks.len())
+            self.threads.min(blocks.len())
         };
         let unused = std::thread::scope(|scope| {
             // If no further thread can be started the present one does it all.
@@ -161,6 +167,9 @@ impl Look<'_> {
             }
             unused
         })?;
+        if let Some(first) = blocks.get(index.load(Relaxed)) {
+            next = Some(first.range.start);
+        }
         let mut is_unused = vec![false; blocks.len()];
         for index in unused {
             is_unused[index] = true;
@@ -180,6 +189,7 @@ impl Look<'_> {
         block: &AllocatedBlock,
         buffer: &mut [u8],
         seen: &Mutex<&mut Seen>,
+        spent: &AtomicU64,
     ) -> Result<bool> {
         let (mut read, mut empty) = (0, 0);
         let mut at = block.range.start;
@@ -199,6 +209,7 @@ impl Look<'_> {
             is_unused = is_zero(part);
             at += n;
             read += n;
+            spent.fetch_add(n, Relaxed);
             empty += if is_unused { n } else { 0 };
             let mut seen = seen.lock().unwrap_or_else(PoisonError::into_inner);
             seen.done += n;
@@ -207,6 +218,7 @@ impl Look<'_> {
             seen.tell(self.monitor);
         }
         is_unused &= looks || !block.has_content;
+        spent.fetch_add(COST, Relaxed);
         let mut seen = seen.lock().unwrap_or_else(PoisonError::into_inner);
         seen.done += COST;
         seen.looked_at += block.space.saturating_sub(read);

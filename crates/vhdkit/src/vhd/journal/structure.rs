@@ -10,6 +10,7 @@ use super::{Journal, PER_SECTOR, READY, SETTLED, Tables, lock};
 use crate::error::{Error, ErrorKind, Result};
 use crate::image::Pace;
 use crate::num::{GIB, round_up};
+use crate::vhd::bat::write_unallocated_bulk;
 use crate::vhd::layout::{FOOTER_SIZE, Footer, Header, SECTOR};
 
 /// A header that takes the place of another.
@@ -32,9 +33,9 @@ pub(in crate::vhd) struct NewHeader<'a> {
 pub(in crate::vhd) struct Growth<'a> {
     /// What has to become zero: behind the old end, in the last block.
     pub(in crate::vhd) zero: Option<Range<u64>>,
-    /// Up to where everything is in use then, if the table reaches behind what is in use now.
+    /// Where the table ends.
     pub(in crate::vhd) end: u64,
-    /// Entries: where they go, and what they are.
+    /// Entries: where they go, and what they are. From there to the table's end none is allocated.
     pub(in crate::vhd) table: (u64, Vec<u8>),
     /// The first sector of the header and where it is, if it changes.
     pub(in crate::vhd) header: Option<(u64, &'a [u8])>,
@@ -252,7 +253,9 @@ impl Journal {
             self.storage
                 .zero_range(range.start, range.end - range.start)?;
         }
-        self.storage.write_at(growth.table.0, &growth.table.1)?;
+        let (at, entries) = &growth.table;
+        self.storage.write_at(*at, entries)?;
+        write_unallocated_bulk(&*self.storage, at + entries.len() as u64..growth.end)?;
         self.barrier()?;
         if let Some((at, sector)) = growth.header {
             self.change_header_sector(at, sector)?;

@@ -35,8 +35,8 @@ impl VhdxImage {
         let Some(mut packing) = known.map_or_else(|| self.new_packing(), |p| Ok(Some(p)))? else {
             return Ok(Packed::default());
         };
-        self.begin_structure()?;
         self.journal.defer_punching(true);
+        self.begin_structure()?;
         let moves = &packing.plan.moves[packing.made..];
         let (now, later) = moves.split_at(batch(moves, budget));
         match now {

@@ -286,8 +286,8 @@ impl VhdxImage {
         let index = self.geometry.payload_index(number);
         let entry = self.bat.get(&*self.storage, index)?;
         if self.held(index, entry)?.is_some() {
-            self.begin_structure()?;
             self.journal.defer_punching(true);
+            self.begin_structure()?;
             // Reads as zeros also where a parent has data.
             self.replace_entry(number, bat::entry(bat::ZERO, 0))?;
         }
