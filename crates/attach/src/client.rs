@@ -735,7 +735,8 @@ impl Told {
             Ok(None) => Err(Error::new(ErrorKind::Io, "its server ended without a word")),
             Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => Err(Error::new(
                 ErrorKind::Busy,
-                "it is still in use; it goes with its last user",
+                "its server has not done it within a minute: the disk is still in use, or the server is busy or stopped; \
+                 it is done as soon as that is over",
             )),
             Err(e) => Err(Error::io("talk to the server", e)),
         }

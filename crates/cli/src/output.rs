@@ -94,8 +94,13 @@ pub(crate) fn shown(text: &str) -> Cow<'_, str> {
 
 /// Says something on standard error that is no failure.
 pub(crate) fn warn(text: &str) {
-    let line = format!("vhdkit: warning: {}\n", shown(text));
-    // With standard error gone there is nobody left to warn.
+    note(&format!("warning: {text}"));
+}
+
+/// Says on standard error what goes on.
+pub(crate) fn note(text: &str) {
+    let line = format!("vhdkit: {}\n", shown(text));
+    // With standard error gone there is nobody left to hear it.
     let _ = io::stderr().write_all(line.as_bytes());
 }
 

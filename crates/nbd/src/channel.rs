@@ -62,10 +62,9 @@ impl Channel {
         }
     }
 
-    /// True if the system can send pages by itself (with TLS they have to be encrypted), and that is faster: where the
-    /// client has to wait for each of them it is not.
+    /// True if sending pages is faster: where the client has to wait for each of them it is not.
     pub(crate) fn sends_pages(&self) -> bool {
-        self.tls.is_none() && self.is_wide
+        self.has_pages() && self.is_wide
     }
 
     /// All of what is in a pipe, which are so many bytes. Only where [`Channel::sends_pages`].
@@ -74,6 +73,28 @@ impl Channel {
             None => self.socket.send_pipe(pipe, length),
             Some(_) => Err(io::ErrorKind::Unsupported.into()),
         }
+    }
+
+    /// True if the system can send and receive pages by itself. With TLS they have to be encrypted.
+    pub(crate) fn has_pages(&self) -> bool {
+        self.tls.is_none()
+    }
+
+    /// See [`Socket::try_recv_pipe`]. Only where [`Channel::has_pages`].
+    pub(crate) fn try_recv_pipe(
+        &self,
+        pipe: BorrowedFd<'_>,
+        length: usize,
+    ) -> io::Result<Option<usize>> {
+        match &self.tls {
+            None => self.socket.try_recv_pipe(pipe, length),
+            Some(_) => Err(io::ErrorKind::Unsupported.into()),
+        }
+    }
+
+    /// See [`Socket::wait_to_recv`].
+    pub(crate) fn wait_to_recv(&self) -> io::Result<()> {
+        self.socket.wait_to_recv()
     }
 
     /// See [`Socket::widen`].

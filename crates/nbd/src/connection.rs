@@ -15,6 +15,7 @@ use crate::handshake::{Handshake, Session, Step, TlsState};
 use crate::helpers::{Helpers, Job};
 use crate::input::Input;
 use crate::link::{Link, PIECE};
+use crate::pages;
 use crate::request::{Command, Decoded, ReplyTo, Request, decode};
 use crate::socket::Socket;
 use crate::tls::TlsIdentity;
@@ -153,6 +154,7 @@ impl Transmission {
                 Decoded::Broken => return Err(io::ErrorKind::InvalidData.into()),
             };
             self.input.consume(head);
+            self.input.expect_anything();
             let to = request.reply_to();
             let command = match link.rules.check(&request) {
                 Ok(Command::Disconnect) => Ok(Command::Disconnect),
@@ -232,8 +234,14 @@ impl Transmission {
     }
 
     fn write(&mut self, to: ReplyTo, command: Command, length: usize) -> io::Result<()> {
-        if length > PIECE {
-            return self.write_in_pieces(to, command);
+        // Received without being copied, if it comes apart from its head.
+        let apart = length >= pages::LEAST && self.worker.receives_pages();
+        if apart {
+            self.input.expect_head(self.link.session.dialect);
+        }
+        let is_apart = apart && self.input.filled().is_empty() && !self.link.pace.is_slow();
+        if length > PIECE || is_apart {
+            return self.write_as_it_comes(to, command);
         }
         let takes_long = self.takes_long(command, length);
         if !takes_long && length <= self.input.filled().len() {
@@ -259,9 +267,9 @@ impl Transmission {
         ran
     }
 
-    /// A large write is written as it comes, so that it needs no more memory than a small one. After an error the rest
-    /// is read and dropped.
-    fn write_in_pieces(&mut self, to: ReplyTo, command: Command) -> io::Result<()> {
+    /// A large write is written as it comes, so that it needs no more memory than a small one, and without copying it
+    /// where that is possible. After an error the rest is read and dropped.
+    fn write_as_it_comes(&mut self, to: ReplyTo, command: Command) -> io::Result<()> {
         let Command::Write {
             offset,
             length,
@@ -276,14 +284,20 @@ impl Transmission {
         let mut result = Ok(());
         let mut done = 0_u64;
         while done < u64::from(length) {
-            let count =
-                usize::try_from(u64::from(length) - done).map_or(PIECE, |left| left.min(PIECE));
             piece.clear();
+            if result.is_ok() && self.input.filled().is_empty() {
+                let left = u64::from(length) - done;
+                done += self.worker.receive(offset + done, left, &mut piece)?;
+            }
+            // What the pipe still held, and the rest of a piece.
+            let left = u64::from(length) - done - piece.len() as u64;
+            let room = PIECE.saturating_sub(piece.len());
+            let count = usize::try_from(left).map_or(room, |left| left.min(room));
             self.input.take(self.link.channel(), piece.room(count))?;
-            if result.is_ok() {
+            if result.is_ok() && !piece.is_empty() {
                 result = export.write_at(offset + done, piece.filled());
             }
-            done += count as u64;
+            done += piece.len() as u64;
         }
         self.helpers.give_back(piece);
         match result {

@@ -1,6 +1,6 @@
 //! A [`VirtualDisk`] as an export.
 
-use std::io::PipeWriter;
+use std::io::{PipeReader, PipeWriter};
 use std::sync::Arc;
 
 use vhdkit::image::{DiskType, Format, ZeroMode};
@@ -75,6 +75,10 @@ impl Export for DiskExport {
 
     fn write_at(&self, offset: u64, data: &[u8]) -> Result<()> {
         self.disk.write_at(offset, data)
+    }
+
+    fn write_pipe(&self, offset: u64, length: u64, pipe: &PipeReader) -> u64 {
+        self.disk.write_pipe(offset, length, pipe).unwrap_or(0)
     }
 
     fn zero(&self, offset: u64, length: u64, may_unmap: bool) -> Result<()> {

@@ -1,6 +1,6 @@
 //! What is served: an [`Export`] is a disk as the protocol sees it, a [`Catalog`] the exports of a server by name.
 
-use std::io::PipeWriter;
+use std::io::{PipeReader, PipeWriter};
 use std::sync::Arc;
 
 use vhdkit::{Error, ErrorKind, Result};
@@ -56,6 +56,13 @@ pub trait Export: Send + Sync {
 
     /// Writes `data` at `offset`.
     fn write_at(&self, offset: u64, data: &[u8]) -> Result<()>;
+
+    /// Writes the first bytes of a range out of a pipe that has `length` of them, without copying them; how many, which
+    /// are out of the pipe then. Fewer if that cannot be done, or fails, which [`Export::write_at`] will tell.
+    fn write_pipe(&self, offset: u64, length: u64, pipe: &PipeReader) -> u64 {
+        let _ = (offset, length, pipe);
+        0
+    }
 
     /// Makes a range read as zeros; with `may_unmap` its space may be given back, else it stays or becomes allocated.
     fn zero(&self, offset: u64, length: u64, may_unmap: bool) -> Result<()>;

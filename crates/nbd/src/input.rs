@@ -5,7 +5,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::channel::Channel;
+use crate::handshake::Dialect;
 use crate::link::PIECE;
+use crate::request::head_length;
 
 /// A piece and the head of the next request.
 const CAPACITY: usize = PIECE + 4096;
@@ -14,6 +16,8 @@ pub(crate) struct Input {
     bytes: Box<[u8]>,
     start: usize,
     end: usize,
+    /// How much is received; more if less is of no use.
+    limit: usize,
     eagerness: Eagerness,
 }
 
@@ -23,6 +27,7 @@ impl Input {
             bytes: vec![0; CAPACITY].into_boxed_slice(),
             start: 0,
             end: 0,
+            limit: CAPACITY,
             eagerness: Eagerness::default(),
         }
     }
@@ -39,6 +44,16 @@ impl Input {
         }
     }
 
+    /// Leaves in the socket what comes behind the next head of a request, so that it can be received elsewhere.
+    pub(crate) fn expect_head(&mut self, dialect: Dialect) {
+        self.limit = head_length(dialect);
+    }
+
+    /// Receives as much as there is.
+    pub(crate) fn expect_anything(&mut self) {
+        self.limit = CAPACITY;
+    }
+
     /// Receives at least one byte more; false at the end. With a deadline there is no hurry.
     pub(crate) fn fill(
         &mut self,
@@ -49,7 +64,8 @@ impl Input {
             self.bytes.copy_within(self.start..self.end, 0);
             (self.start, self.end) = (0, self.end - self.start);
         }
-        let space = &mut self.bytes[self.end..];
+        let limit = self.limit.max(self.end + 1).min(CAPACITY);
+        let space = &mut self.bytes[self.end..limit];
         if space.is_empty() {
             return Err(io::ErrorKind::InvalidData.into());
         }

@@ -79,14 +79,23 @@ pub(crate) enum Command {
 /// Why a request is refused.
 pub(crate) type Refusal = (Errno, &'static str);
 
+/// Length of a request without payload.
+pub(crate) fn head_length(dialect: Dialect) -> usize {
+    match dialect {
+        Dialect::Extended => EXTENDED_REQUEST_LENGTH,
+        _ => REQUEST_LENGTH,
+    }
+}
+
 pub(crate) fn decode(dialect: Dialect, input: &[u8]) -> Decoded {
     let mut fields = Fields(input);
     let extended = dialect == Dialect::Extended;
-    let (magic, header) = if extended {
-        (EXTENDED_REQUEST_MAGIC, EXTENDED_REQUEST_LENGTH)
+    let magic = if extended {
+        EXTENDED_REQUEST_MAGIC
     } else {
-        (REQUEST_MAGIC, REQUEST_LENGTH)
+        REQUEST_MAGIC
     };
+    let header = head_length(dialect);
     // Wrong words are found as soon as they are there.
     match fields.u32() {
         Some(found) if found != magic => return Decoded::Broken,

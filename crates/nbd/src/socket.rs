@@ -73,6 +73,28 @@ impl Socket {
         }
     }
 
+    /// Moves what is there already, at most `length` bytes, into a pipe, the pages themselves; `None` if nothing is, or
+    /// the pipe has no room. Zero at the end.
+    pub(crate) fn try_recv_pipe(
+        &self,
+        pipe: BorrowedFd<'_>,
+        length: usize,
+    ) -> io::Result<Option<usize>> {
+        loop {
+            match splice(&self.0, None, pipe, None, length, SpliceFlags::NONBLOCK) {
+                Ok(count) => return Ok(Some(count)),
+                Err(Errno::INTR) => {}
+                Err(Errno::AGAIN) => return Ok(None),
+                Err(e) => return Err(e.into()),
+            }
+        }
+    }
+
+    /// Until something is there, or the end.
+    pub(crate) fn wait_to_recv(&self) -> io::Result<()> {
+        self.wait(PollFlags::IN, None)
+    }
+
     /// All of it.
     pub(crate) fn send(&self, mut bytes: &[u8], deadline: Option<Instant>) -> io::Result<()> {
         while !bytes.is_empty() {

@@ -57,13 +57,31 @@ impl Worker {
         }
     }
 
-    /// One that sends pages, where the channel can: a pipe is not for every thread, since a user can have few of that
-    /// size.
+    /// One that sends and receives pages, where the channel can: a pipe is not for every thread, since a user can have few
+    /// of that size.
     pub(crate) fn with_pages(link: Arc<Link>) -> Self {
-        let pages = link.channel().sends_pages().then(Pages::new);
+        let pages = link.channel().has_pages().then(Pages::new);
         Self {
             pages,
             ..Self::new(link)
+        }
+    }
+
+    /// True if [`Worker::receive`] is worth being tried for the next large write.
+    pub(crate) fn receives_pages(&mut self) -> bool {
+        self.pages.as_mut().is_some_and(Pages::may_receive)
+    }
+
+    /// See [`Pages::receive`].
+    pub(crate) fn receive(
+        &mut self,
+        offset: u64,
+        length: u64,
+        rest: &mut Buffer,
+    ) -> io::Result<u64> {
+        match &mut self.pages {
+            Some(pages) => pages.receive(&self.link, offset, length, rest),
+            None => Ok(0),
         }
     }
 
@@ -121,7 +139,7 @@ impl Worker {
             } => {
                 let started = Instant::now();
                 let written = export.write_at(offset, payload);
-                link.pace.note(started.elapsed());
+                link.note_write(started, payload.len() as u64);
                 written.and_then(|()| if durable { export.flush() } else { Ok(()) })
             }
             Command::Zero {
@@ -283,7 +301,7 @@ impl Worker {
         length: u64,
         last: bool,
     ) -> io::Result<Option<vhdkit::Result<()>>> {
-        if self.pages.is_none() {
+        if self.pages.is_none() || !self.link.channel().sends_pages() {
             return Ok(None);
         }
         if self.out.len() > pages::MOST_BEFORE - MAX_HEAD {

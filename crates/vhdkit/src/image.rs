@@ -7,7 +7,7 @@
 //! time leave, per sector, the bytes of one of them; writes to disjoint byte ranges never disturb each other, also
 //! when they share a sector or a block.
 
-use std::io::PipeWriter;
+use std::io::{PipeReader, PipeWriter};
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -242,6 +242,13 @@ pub trait Image: Send + Sync {
     /// it since, never bytes of other ranges or of the file's structures: a format lends only where no place of the file
     /// is used for something else before its pages have been emptied.
     fn lend(&self, offset: u64, length: u64, pipe: &PipeWriter) -> Result<u64> {
+        let _ = (offset, length, pipe);
+        Ok(0)
+    }
+
+    /// Writes the first bytes of a range out of a pipe that has `length` of them, as [`Storage::write_pipe`] does. Returns
+    /// how many: 0 if what they stand for has no place in the file yet; then [`Image::write_at`] is.
+    fn write_pipe(&self, offset: u64, length: u64, pipe: &PipeReader) -> Result<u64> {
         let _ = (offset, length, pipe);
         Ok(0)
     }

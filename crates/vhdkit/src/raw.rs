@@ -1,6 +1,6 @@
 //! Raw: the bytes of the disk and nothing else. Holes are known through [`Storage::next_data`].
 
-use std::io::PipeWriter;
+use std::io::{PipeReader, PipeWriter};
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -140,6 +140,11 @@ impl Image for RawImage {
     fn write_at(&self, offset: u64, data: &[u8], _backing: &dyn Backing) -> Result<()> {
         self.writable()?;
         self.storage.write_at(offset, data)
+    }
+
+    fn write_pipe(&self, offset: u64, length: u64, pipe: &PipeReader) -> Result<u64> {
+        self.writable()?;
+        Ok(self.storage.write_pipe(offset, length, pipe))
     }
 
     fn zero(&self, offset: u64, length: u64, mode: ZeroMode, _backing: &dyn Backing) -> Result<()> {

@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::Duration;
 
 use serde::Serialize;
@@ -13,7 +14,10 @@ use crate::args::{
     AttachArgs, ChainArgs, DetachArgs, FormatName, ListArgs, MountArgs, UnmountArgs,
 };
 use crate::failure::{DONE, Failure};
-use crate::{formats, size};
+use crate::{formats, output, size};
+
+/// People wait so long without asking what for.
+const SILENCE: Duration = Duration::from_secs(2);
 
 /// The fields of the JSON output. Sizes are in bytes.
 #[derive(Serialize)]
@@ -129,15 +133,32 @@ fn options(
 
 pub(crate) fn detach(args: &DetachArgs, session: &mut Session) -> Result<u8, Failure> {
     let attachment = vhdkit_attach::find(&args.target)?;
-    attachment.detach(args.lazy)?;
+    saying_what_it_waits_for(&attachment, || attachment.detach(args.lazy))?;
     let done = !args.lazy || !attachment.is_alive();
     told(&attachment, done, args.output.json, session)
 }
 
 pub(crate) fn unmount(args: &UnmountArgs, session: &mut Session) -> Result<u8, Failure> {
     let attachment = vhdkit_attach::find(&args.target)?;
-    vhdkit_attach::unmount(&attachment)?;
+    saying_what_it_waits_for(&attachment, || vhdkit_attach::unmount(&attachment))?;
     told(&attachment, true, args.output.json, session)
+}
+
+/// Does what can take long if a lot has to be written, or the server hangs; then people hear why.
+fn saying_what_it_waits_for<R>(attachment: &Attachment, wait: impl FnOnce() -> R) -> R {
+    let (done, is_done) = mpsc::channel::<()>();
+    let pid = attachment.pid;
+    // Without a thread nothing is said.
+    let _ = std::thread::Builder::new().spawn(move || {
+        if is_done.recv_timeout(SILENCE) == Err(RecvTimeoutError::Timeout) {
+            output::note(&format!(
+                "waiting for its server (process {pid}) to close the disk; it does so also if this is interrupted"
+            ));
+        }
+    });
+    let result = wait();
+    drop(done);
+    result
 }
 
 fn told(

@@ -1,8 +1,8 @@
 //! Data that is sent without being copied: whatever happens to the disk before the client reads it, it reads what the
-//! range held or was given since, and nothing else.
+//! range held or was given since, and nothing else. And data that is received so: however it comes and whatever fails.
 
 use std::collections::BTreeSet;
-use std::io::{PipeWriter, Read, Write};
+use std::io::{PipeReader, PipeWriter, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
@@ -20,11 +20,11 @@ use vhdkit_nbd::{Address, Catalog, DiskExport, Export, Limits, Listener, Server,
 use crate::raw::Raw;
 use crate::support::{MIB, Memory, Served, byte_at, folder};
 
-/// An export that counts what it lends.
+/// An export that counts what it lends or takes from a pipe.
 struct Watched<E> {
     export: E,
     lent: Arc<AtomicU64>,
-    /// Most that it lends at once.
+    /// Most that it lends or takes at once.
     most: u64,
 }
 
@@ -73,17 +73,27 @@ impl Export for Watched<Memory> {
         self.lent.fetch_add(length, Ordering::SeqCst);
         length
     }
+    fn write_pipe(&self, offset: u64, length: u64, mut pipe: &PipeReader) -> u64 {
+        let damaged = self.export.damaged.and_then(|at| at.checked_sub(offset));
+        let sound = damaged.unwrap_or(u64::MAX);
+        let count = length.min(self.most).min(sound);
+        let mut data = vec![0; usize::try_from(count).unwrap()];
+        pipe.read_exact(&mut data).unwrap();
+        self.export.write_at(offset, &data).unwrap();
+        self.lent.fetch_add(count, Ordering::SeqCst);
+        count
+    }
     fn size(&self) -> u64 {
         self.export.size()
     }
     fn is_read_only(&self) -> bool {
-        true
+        self.export.is_read_only()
     }
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
         self.export.read_at(offset, buf)
     }
-    fn write_at(&self, _: u64, _: &[u8]) -> Result<()> {
-        Ok(())
+    fn write_at(&self, offset: u64, data: &[u8]) -> Result<()> {
+        self.export.write_at(offset, data)
     }
     fn zero(&self, _: u64, _: u64, _: bool) -> Result<()> {
         Ok(())
@@ -343,4 +353,114 @@ fn an_error_behind_what_was_lent_is_told_and_nothing_of_it_is_sent() {
     assert_eq!(raw.simple_reply(), (0, 3));
     let expected: Vec<u8> = (0..131_072).map(byte_at).collect();
     assert!(raw.take(131_072) == expected);
+}
+
+/// Head and payload with one call each, as clients do. A large write that follows another is received without being
+/// copied.
+fn write(raw: &mut Raw, cookie: u64, offset: u64, data: &[u8]) {
+    raw.request(1, 0, cookie, offset, u32::try_from(data.len()).unwrap());
+    raw.say(data);
+}
+
+fn noise(length: usize) -> Vec<u8> {
+    (0..length).map(|i| byte_at(i * 3 + 1) ^ 0x5a).collect()
+}
+
+fn watched(memory: Memory, most: u64) -> (Served, Arc<AtomicU64>) {
+    let lent = Arc::new(AtomicU64::new(0));
+    let served = Served::export(Watched {
+        export: memory,
+        lent: lent.clone(),
+        most,
+    });
+    (served, lent)
+}
+
+#[test]
+fn what_is_received_without_being_copied_arrives_whole() {
+    let (served, received) = watched(Memory::new(8 * MIB), 70_000);
+    let mut raw = Raw::simple(&served);
+    let noise = noise(5 << 20);
+    let writes = [(777, 65_536), (4096, 262_144), (100, 5 << 20), (5, 100_000)];
+    for (cookie, (offset, length)) in (0..).zip(writes) {
+        write(&mut raw, cookie, offset, &noise[..length]);
+        assert_eq!(raw.simple_reply(), (0, cookie));
+        // Something small in between stays in step.
+        raw.request(0, 0, 77, offset, u32::try_from(length).unwrap());
+        assert_eq!(raw.simple_reply(), (0, 77));
+        assert!(raw.take(length) == noise[..length], "{offset}");
+        write(&mut raw, 78, 6 << 20, b"small");
+        assert_eq!(raw.simple_reply(), (0, 78));
+        write(&mut raw, 79, 6 << 20, &noise[..65_536]);
+        assert_eq!(raw.simple_reply(), (0, 79));
+    }
+    assert!(received.load(Ordering::SeqCst) > 5 << 20);
+}
+
+#[test]
+fn a_client_that_sends_in_the_smallest_parts_is_served() {
+    let (served, received) = watched(Memory::new(MIB), u64::MAX);
+    let mut raw = Raw::simple(&served);
+    let noise = noise(65_536);
+    write(&mut raw, 1, 0, &noise);
+    assert_eq!(raw.simple_reply(), (0, 1));
+    let before = received.load(Ordering::SeqCst);
+    // Each is a page of a pipe for itself.
+    raw.request(1, 0, 2, 4096, 65_536);
+    for part in noise.chunks(7) {
+        raw.say(part);
+    }
+    assert_eq!(raw.simple_reply(), (0, 2));
+    assert_eq!(received.load(Ordering::SeqCst) - before, 65_536);
+    raw.request(0, 0, 3, 4096, 65_536);
+    assert_eq!(raw.simple_reply(), (0, 3));
+    assert!(raw.take(65_536) == noise);
+}
+
+#[test]
+fn a_write_that_fails_midway_is_told_and_the_rest_is_in_step() {
+    for length in [131_072, 262_144, 4 << 20] {
+        let mut memory = Memory::new(8 * MIB);
+        memory.damaged = Some(100_000);
+        let (served, received) = watched(memory, u64::MAX);
+        let mut raw = Raw::simple(&served);
+        let noise = noise(length);
+        for cookie in 0..4 {
+            // All at once: the server has the next before it has found out.
+            write(&mut raw, cookie, 0, &noise);
+            assert_eq!(raw.simple_reply(), (5, cookie), "EIO");
+            write(&mut raw, 9, 2 << 20, &noise);
+            assert_eq!(raw.simple_reply(), (0, 9));
+        }
+        raw.request(0, 0, 10, 2 << 20, 131_072);
+        assert_eq!(raw.simple_reply(), (0, 10));
+        assert!(raw.take(131_072) == noise[..131_072]);
+        assert!(received.load(Ordering::SeqCst) > 0);
+    }
+}
+
+#[test]
+fn a_client_that_goes_away_in_the_middle_of_a_write_has_written_no_more_than_it_sent() {
+    let (served, received) = watched(Memory::new(MIB), u64::MAX);
+    let noise = noise(100_000);
+    let mut raw = Raw::simple(&served);
+    write(&mut raw, 1, 0, &noise);
+    assert_eq!(raw.simple_reply(), (0, 1));
+    raw.request(1, 0, 2, 131_072, 262_144);
+    raw.say(&noise);
+    let before = received.load(Ordering::SeqCst);
+    let begun = Instant::now();
+    while received.load(Ordering::SeqCst) == before {
+        assert!(begun.elapsed() < Duration::from_mins(1), "nothing written");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    drop(raw);
+    let mut raw = Raw::simple(&served);
+    raw.request(0, 0, 3, 131_072, 262_144);
+    assert_eq!(raw.simple_reply(), (0, 3));
+    let after = raw.take(262_144);
+    let sent = after.iter().zip(&noise).take_while(|(a, b)| a == b);
+    let sent = sent.count();
+    assert!(sent >= 65_536, "{sent}");
+    assert!((sent.max(100_000)..262_144).all(|i| after[i] == byte_at(131_072 + i)));
 }

@@ -22,7 +22,7 @@ pub(crate) struct Memory {
     pub(crate) bytes: Mutex<Vec<u8>>,
     /// What each read and write takes.
     pub(crate) delay: Duration,
-    /// Reads of this byte fail.
+    /// Reads and writes of this byte fail.
     pub(crate) damaged: Option<u64>,
     pub(crate) read_only: bool,
     pub(crate) fails_with: Option<ErrorKind>,
@@ -52,6 +52,11 @@ impl Memory {
             reading: AtomicUsize::new(0),
             most_reading: Arc::default(),
         }
+    }
+
+    fn is_damaged(&self, offset: u64, length: u64) -> bool {
+        self.damaged
+            .is_some_and(|at| (offset..offset + length).contains(&at))
     }
 
     fn change(&self, offset: u64, length: u64, act: impl FnOnce(&mut [u8])) -> Result<()> {
@@ -86,8 +91,7 @@ impl Export for Memory {
         self.most_reading.fetch_max(reading, Ordering::SeqCst);
         std::thread::sleep(self.delay);
         self.reading.fetch_sub(1, Ordering::SeqCst);
-        let range = offset..offset + buf.len() as u64;
-        if self.damaged.is_some_and(|at| range.contains(&at)) {
+        if self.is_damaged(offset, buf.len() as u64) {
             return Err(Error::new(ErrorKind::ReadFault, "the medium is damaged"));
         }
         let start = usize::try_from(offset).unwrap();
@@ -95,6 +99,9 @@ impl Export for Memory {
         Ok(())
     }
     fn write_at(&self, offset: u64, data: &[u8]) -> Result<()> {
+        if self.is_damaged(offset, data.len() as u64) {
+            return Err(Error::new(ErrorKind::WriteFault, "the medium is damaged"));
+        }
         self.change(offset, data.len() as u64, |bytes| {
             bytes.copy_from_slice(data);
         })

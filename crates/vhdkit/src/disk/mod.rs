@@ -17,7 +17,7 @@ pub use locate::{ParentMap, find_parents, relative_windows_path};
 pub(crate) use mirror::{DirtyMap, Mirror, Mirroring};
 pub use pace::Pace;
 
-use std::io::PipeWriter;
+use std::io::{PipeReader, PipeWriter};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -225,6 +225,24 @@ impl VirtualDisk {
         self.modify(offset, data.len() as u64, |leaf, ancestors| {
             leaf.write_at(offset, data, ancestors)
         })
+    }
+
+    /// Writes the first bytes of a range out of a pipe that has `length` of them, without copying them through the
+    /// program, for those who receive them into one (`splice`). Returns how many were written, and so taken out; if fewer,
+    /// [`VirtualDisk::write_at`] is for the next ones, and says what is wrong if anything is.
+    ///
+    /// # Errors
+    /// As [`VirtualDisk::write_at`]; nothing was taken out then.
+    pub fn write_pipe(&self, offset: u64, length: u64, pipe: &PipeReader) -> Result<u64> {
+        let chain = self.chain.read();
+        chain.check_write(offset, length)?;
+        let leaf = chain.leaf();
+        if length == 0 || chain.mirroring.is_some() {
+            return Ok(0);
+        }
+        leaf.image
+            .write_pipe(offset, length, pipe)
+            .at_path(&leaf.path)
     }
 
     /// Makes a range read as zeros.

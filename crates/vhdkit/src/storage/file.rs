@@ -1,7 +1,7 @@
 //! A file or block device of the host.
 
 use std::fs::{File, OpenOptions};
-use std::io::{self, PipeWriter};
+use std::io::{self, PipeReader, PipeWriter};
 use std::ops::Range;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
@@ -365,6 +365,23 @@ impl Storage for FileStorage {
             self.file.write_all_at(data, offset)
         };
         written.map_err(|e| self.error("write", e))
+    }
+
+    fn write_pipe(&self, offset: u64, length: u64, pipe: &PipeReader) -> u64 {
+        if self.bypass {
+            return 0;
+        }
+        let (mut at, end) = (offset, offset.saturating_add(length));
+        while at < end {
+            let left = crate::num::to_usize((end - at).min(1 << 30));
+            // The flag is about bytes in the pipe only.
+            let flags = SpliceFlags::NONBLOCK;
+            match retry(|| splice(pipe, None, &self.file, Some(&mut at), left, flags)) {
+                Ok(count) if count > 0 => {}
+                _ => break,
+            }
+        }
+        at - offset
     }
 
     fn flush(&self) -> Result<()> {

@@ -27,7 +27,7 @@ pub use overlay::OverlayStorage;
 pub use target::NewFile;
 pub(crate) use target::sync_names;
 
-use std::io::PipeWriter;
+use std::io::{PipeReader, PipeWriter};
 use std::ops::Range;
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -51,6 +51,14 @@ pub trait Storage: Send + Sync {
     /// meanwhile, until the place was emptied (`punch_hole`, `set_len`). Returns how many bytes went in: 0 if the
     /// storage or the system cannot do it here, or if reading fails, which [`Storage::read_at`] will tell.
     fn lend(&self, offset: u64, length: u64, pipe: &PipeWriter) -> u64 {
+        let _ = (offset, length, pipe);
+        0
+    }
+
+    /// As [`Storage::write_at`] with the next `length` bytes of a pipe, which has as many, without copying them through
+    /// the program. Returns how many were taken out and written: fewer if the storage or the system cannot do it here, or
+    /// if writing fails, which [`Storage::write_at`] will tell.
+    fn write_pipe(&self, offset: u64, length: u64, pipe: &PipeReader) -> u64 {
         let _ = (offset, length, pipe);
         0
     }

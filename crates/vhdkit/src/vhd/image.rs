@@ -1,6 +1,6 @@
 //! [`VhdImage`]: an open VHD file.
 
-use std::io::PipeWriter;
+use std::io::{PipeReader, PipeWriter};
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -407,6 +407,14 @@ impl Image for VhdImage {
         }
         self.journal.begin()?;
         self.storage.write_at(offset, data)
+    }
+
+    fn write_pipe(&self, offset: u64, length: u64, pipe: &PipeReader) -> Result<u64> {
+        if let Some(sparse) = &self.sparse {
+            return sparse.write_pipe(&self.journal, offset, length, pipe);
+        }
+        self.journal.begin()?;
+        Ok(self.storage.write_pipe(offset, length, pipe))
     }
 
     fn zero(&self, offset: u64, length: u64, mode: ZeroMode, backing: &dyn Backing) -> Result<()> {

@@ -9,6 +9,7 @@
 
 mod zeroing;
 
+use std::io::PipeReader;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -233,6 +234,27 @@ impl Sparse {
             self.write_piece(journal, offset + piece.at, piece, part, backing)?;
         }
         Ok(())
+    }
+
+    /// See [`crate::image::Image::write_pipe`]: to blocks that are here in whole.
+    pub(super) fn write_pipe(
+        &self,
+        journal: &Journal,
+        offset: u64,
+        length: u64,
+        pipe: &PipeReader,
+    ) -> Result<u64> {
+        journal.begin()?;
+        let Some(piece) = self.pieces(offset, length).next() else {
+            return Ok(0);
+        };
+        match self.tables.bat.get(piece.block) {
+            Entry::At(at) if self.tables.bitmaps.is_full(piece.block) => {
+                let at = self.data(at) + piece.within;
+                Ok(self.storage.write_pipe(at, piece.length, pipe))
+            }
+            _ => Ok(0),
+        }
     }
 
     fn write_piece(

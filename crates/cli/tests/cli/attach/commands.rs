@@ -83,6 +83,32 @@ fn a_name_that_is_no_text_is_a_name_like_any_other() {
     ran.failed(1, "no such file");
 }
 
+#[test]
+fn a_detach_that_takes_long_says_what_it_waits_for_and_can_be_interrupted() {
+    if !can_attach() {
+        return;
+    }
+    let folder = Folder::new();
+    folder.ok("create disk.vhdx 8M");
+    let attached = Attached::new(&folder, "disk.vhdx");
+    let pid = attached.pid();
+    sh(&folder, "", &format!("kill -STOP {pid}"));
+    let mut waiting = folder.shell_child("exec $V detach disk.vhdx > out 2> err");
+    let said = sh(
+        &folder,
+        "",
+        "for i in $(seq 600); do [ -s err ] && break; sleep 0.1; done; cat err",
+    );
+    sh(&folder, "", &format!("kill -INT {}", waiting.id()));
+    let code = waiting.wait().unwrap().code();
+    // What was asked for stays so.
+    sh(&folder, "", &format!("kill -CONT {pid}"));
+    attached.gone();
+    assert_eq!(code, Some(130), "{said}");
+    let expected = format!("waiting for its server (process {pid})");
+    assert!(said.contains(&expected), "{said:?}");
+}
+
 /// Attaches that begin at the same time, as far as that goes: both wait for their parent, which lies on a file system
 /// whose server has stopped.
 #[test]

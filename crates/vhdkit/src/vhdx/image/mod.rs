@@ -9,7 +9,7 @@ mod resize;
 mod usage;
 mod write;
 
-use std::io::PipeWriter;
+use std::io::{PipeReader, PipeWriter};
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
@@ -328,6 +328,18 @@ impl Image for VhdxImage {
             self.write_changing(block, within, part, backing)?;
         }
         Ok(())
+    }
+
+    fn write_pipe(&self, offset: u64, length: u64, pipe: &PipeReader) -> Result<u64> {
+        self.check_writable()?;
+        self.begin()?;
+        let (block, within, n) = self.portion(offset, length);
+        let _guard = self.locks.read(block);
+        self.journal.check()?;
+        match self.block(block)? {
+            Block::Present(at) => Ok(self.storage.write_pipe(at + within, n, pipe)),
+            _ => Ok(0),
+        }
     }
 
     fn zero(&self, offset: u64, length: u64, mode: ZeroMode, backing: &dyn Backing) -> Result<()> {
