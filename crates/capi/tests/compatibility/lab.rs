@@ -373,8 +373,12 @@ impl Lab {
                 std::thread::yield_now();
             }
             let code = BreakMirrorVirtualDisk(handle);
+            if code != 0 {
+                CancelIoEx(handle, &o);
+            }
             let mut n = 0;
-            assert_eq!(GetOverlappedResult(handle, &mut o, &mut n, 1), 1);
+            let ended = GetOverlappedResult(handle, &mut o, &mut n, 1);
+            assert_eq!(ended, i32::from(code == 0));
             code
         }
     }

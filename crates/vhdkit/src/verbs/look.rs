@@ -55,8 +55,33 @@ impl<'a> Looks<'a> {
         self.monitor.checkpoint()
     }
 
-    /// All is known: so many bytes have to be copied.
+    /// All is known: so many bytes have to be copied. Also if there are none it isn't done yet: equal values of a mirror say
+    /// that both disks are the same.
     pub(super) fn are_over(self, work: u64) {
-        self.tell(self.counted + work);
+        self.tell(self.counted + work.max(1));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn p17_looks_that_are_over_never_say_that_all_is_done() {
+        for (work, before, later) in [(0, 0, 0), (7, 0, 0), (0, 5, 0), (0, 5, 3)] {
+            let monitor = Monitor::unobserved();
+            let observer = monitor.observer();
+            let not_done = || {
+                let seen = observer.progress();
+                assert!(seen.current < seen.completion, "{seen:?}");
+            };
+            let mut looks = Looks::new(&monitor, 100).among(before, later);
+            for at in [50, 100] {
+                looks.seen(at, work).unwrap();
+                not_done();
+            }
+            looks.are_over(work);
+            not_done();
+        }
     }
 }
