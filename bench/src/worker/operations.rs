@@ -215,18 +215,7 @@ fn places(path: &str) -> Result<HashMap<u64, u64>> {
 }
 
 fn parameters(format: Format) -> CreateParameters {
-    CreateParameters {
-        format,
-        disk_type: DiskType::Dynamic,
-        virtual_size: 0,
-        block_size: None,
-        logical_sector_size: None,
-        physical_sector_size: None,
-        identifier: None,
-        parent: None,
-        identifiers: IdentifierSource::random(),
-        created: 0,
-    }
+    CreateParameters::new(format, DiskType::Dynamic, 0)
 }
 
 fn format_of(path: &str) -> Format {

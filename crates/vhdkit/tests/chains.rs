@@ -8,7 +8,7 @@ use std::path::Path;
 
 use uuid::Uuid;
 use vhdkit::disk::{OpenOptions, Parents};
-use vhdkit::image::{CreateParameters, DiskType, Format, IdentifierSource};
+use vhdkit::image::{CreateParameters, DiskType, Format};
 use vhdkit::verbs::create::{CreateOptions, create};
 use vhdkit::verbs::merge::{MergeOptions, orphans};
 use vhdkit::verbs::set_parent::set_parent_locator;
@@ -191,25 +191,18 @@ fn an_absolute_path_of_this_system_is_recorded_when_asked_for() {
         let parent = at(&format!("Größe {native}.{format}"));
         let child = at(&format!("child.{format}"));
         for (path, parent_path) in [(&parent, None), (&child, Some(parent.clone()))] {
-            let parameters = CreateParameters {
-                format: if format == "vhd" {
+            let parameters = CreateParameters::new(
+                if format == "vhd" {
                     Format::Vhd
                 } else {
                     Format::Vhdx
                 },
-                disk_type: match parent_path {
+                match parent_path {
                     Some(_) => DiskType::Differencing,
                     None => DiskType::Dynamic,
                 },
-                virtual_size: if parent_path.is_some() { 0 } else { SIZE },
-                block_size: None,
-                logical_sector_size: None,
-                physical_sector_size: None,
-                identifier: None,
-                parent: None,
-                identifiers: IdentifierSource::random(),
-                created: 0,
-            };
+                if parent_path.is_some() { 0 } else { SIZE },
+            );
             let options = CreateOptions {
                 path: path.clone(),
                 parameters,

@@ -89,6 +89,16 @@ fn name(verb: &str, (format, block): (Format, u64)) -> String {
     )
 }
 
+fn into_parent() -> MergeOptions {
+    MergeOptions {
+        source_depth: 1,
+        target_depth: 2,
+        delete_merged: false,
+        open: OpenOptions::new(),
+        dry_run: false,
+    }
+}
+
 #[test]
 fn merge_says_half_when_half_is_merged() {
     for kind in KINDS {
@@ -96,16 +106,7 @@ fn merge_says_half_when_half_is_merged() {
         let drive = Arc::new(Drive::default());
         let open = open_on(&drive, &disk);
         drive.assert_honest(&name("merge", kind), || {
-            Running::of(merge(
-                open.clone(),
-                MergeOptions {
-                    source_depth: 1,
-                    target_depth: 2,
-                    delete_merged: false,
-                    open: OpenOptions::new(),
-                    dry_run: false,
-                },
-            ))
+            Running::of(merge(open.clone(), into_parent()))
         });
     }
 }
@@ -307,16 +308,7 @@ fn merge_says_half_when_half_is_done_also_where_the_target_grows() {
     let drive = Arc::new(Drive::default());
     let open = open_on(&drive, &disk);
     drive.assert_honest("merge into a smaller disk of 12 TiB", || {
-        Running::of(merge(
-            open.clone(),
-            MergeOptions {
-                source_depth: 1,
-                target_depth: 2,
-                delete_merged: false,
-                open: OpenOptions::new(),
-                dry_run: false,
-            },
-        ))
+        Running::of(merge(open.clone(), into_parent()))
     });
 }
 

@@ -540,18 +540,7 @@ fn create_convert_and_compare_keep_the_contract() {
         let number = next.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         folder.path().join(format!("{number}.vhdx"))
     };
-    let parameters = CreateParameters {
-        format: Format::Vhdx,
-        disk_type: DiskType::Fixed,
-        virtual_size: 20 * MIB,
-        block_size: None,
-        logical_sector_size: None,
-        physical_sector_size: None,
-        identifier: None,
-        parent: None,
-        identifiers: IdentifierSource::random(),
-        created: 0,
-    };
+    let parameters = CreateParameters::new(Format::Vhdx, DiskType::Fixed, 20 * MIB);
     let create = || {
         Running::of(vhdkit::verbs::create::create(
             vhdkit::verbs::create::CreateOptions {

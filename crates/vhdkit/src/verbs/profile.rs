@@ -126,23 +126,7 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::image::IdentifierSource;
     use crate::storage::MemoryStorage;
-
-    fn parameters(format: Format, disk_type: DiskType, virtual_size: u64) -> CreateParameters {
-        CreateParameters {
-            format,
-            disk_type,
-            virtual_size,
-            block_size: None,
-            logical_sector_size: None,
-            physical_sector_size: None,
-            identifier: None,
-            parent: None,
-            identifiers: IdentifierSource::random(),
-            created: 0,
-        }
-    }
 
     #[test]
     fn azure_gets_a_fixed_vhd_of_whole_mebibytes_with_a_right_footer() {
@@ -151,7 +135,7 @@ mod tests {
             (64 * MIB, 64 * MIB),
             (MIB, 20 * MIB),
         ] {
-            let mut wanted = parameters(Format::Vhd, DiskType::Fixed, size);
+            let mut wanted = CreateParameters::new(Format::Vhd, DiskType::Fixed, size);
             Profile::Azure.apply(&mut wanted).unwrap();
             assert_eq!(wanted.virtual_size, expected);
             let file = Arc::new(MemoryStorage::new());
@@ -174,10 +158,10 @@ mod tests {
             (Profile::HyperV, Format::Vhd, DiskType::Dynamic),
             (Profile::Wsl, Format::Vhdx, DiskType::Fixed),
         ] {
-            let mut wanted = parameters(format, disk_type, 64 * MIB);
+            let mut wanted = CreateParameters::new(format, disk_type, 64 * MIB);
             assert!(profile.apply(&mut wanted).is_err(), "{profile:?}");
         }
-        let mut wanted = parameters(Format::Vhdx, DiskType::Fixed, 64 * MIB);
+        let mut wanted = CreateParameters::new(Format::Vhdx, DiskType::Fixed, 64 * MIB);
         Profile::HyperV.apply(&mut wanted).unwrap();
         assert_eq!(wanted.block_size, None);
     }
