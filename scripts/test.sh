@@ -8,7 +8,8 @@
 #
 #   N passed, N failed, N skipped
 #
-# where a check that is not a test (formatting, lints, documentation, licences) counts when it fails.
+# after what failed, if anything did, with the names of the tests and where they failed. There
+# a check that is not a test (formatting, lints, documentation, licences) counts when it fails.
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 1
 exec </dev/null
