@@ -2,7 +2,7 @@
 
 use std::os::unix::fs::MetadataExt;
 
-use super::{Attached, can_attach, eventually, has, sh};
+use super::{Attached, can_attach, has, refused_for, sh, sleeper};
 use crate::support::Folder;
 
 #[test]
@@ -49,16 +49,8 @@ fn a_disk_in_use_stays_unless_it_is_let_go() {
     attached.gone();
     // A process that has it open is named too.
     let again = Attached::new(&folder, "disk.vhdx");
-    let mut reader = folder.shell_child(&format!("exec sleep 60 < {}", again.device()));
-    eventually("the reader", || {
-        let ran = folder.run("detach disk.vhdx");
-        ran.code == Some(1)
-            && ran
-                .err
-                .contains(&format!("process {} (sleep)", reader.id()))
-    });
-    reader.kill().unwrap();
-    reader.wait().unwrap();
+    let reader = sleeper(&folder, ":", &format!("< {}", again.device()));
+    refused_for(&folder, "detach disk.vhdx", reader);
     folder.ok(&format!("detach {}", again.device()));
     again.gone();
 }
@@ -225,17 +217,9 @@ fn mount_and_unmount_are_one_step_each() {
     );
     sh(&folder, "", "echo hello > m/file");
     // Who keeps it is told, and what to do.
-    let mut visitor = folder.shell_child("cd m; exec sleep 60");
-    eventually("the visitor", || {
-        let ran = folder.run("unmount m");
-        ran.code == Some(1)
-            && ran
-                .err
-                .contains(&format!("process {} (sleep)", visitor.id()))
-            && ran.err.contains("--lazy")
-    });
-    visitor.kill().unwrap();
-    visitor.wait().unwrap();
+    let visitor = sleeper(&folder, "cd m", "");
+    let ran = refused_for(&folder, "unmount m", visitor);
+    assert!(ran.err.contains("--lazy"), "{ran:?}");
     folder.ok("unmount m");
     mounted.gone();
     // Read-only means that not even a journal is replayed.

@@ -8,7 +8,7 @@ mod load;
 mod without_root;
 
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
@@ -137,6 +137,27 @@ fn eventually(what: &str, is_so: impl Fn() -> bool) {
         );
         std::thread::sleep(Duration::from_millis(5));
     }
+}
+
+/// A process named `sleep` that has run `before`, with `redirections`. Until it is one, nothing is asked of the disk that
+/// it shall keep busy: the answer might be to let go of it.
+fn sleeper(folder: &Folder, before: &str, redirections: &str) -> Child {
+    let child = folder.shell_child(&format!("{before}; exec sleep 600 {redirections}"));
+    let name = format!("/proc/{}/comm", child.id());
+    eventually("the sleeper", || {
+        std::fs::read_to_string(&name).is_ok_and(|name| name == "sleep\n")
+    });
+    child
+}
+
+/// Expects a command to be refused since `user` has something of the disk open, and ends `user`.
+fn refused_for(folder: &Folder, words: &str, mut user: Child) -> Ran {
+    let ran = folder.run(words);
+    let named = format!("process {} (sleep)", user.id());
+    user.kill().unwrap();
+    user.wait().unwrap();
+    ran.failed(1, &named);
+    ran
 }
 
 /// Runs a script with `$D` the device, which must succeed.

@@ -3,7 +3,7 @@
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 
-use super::{Attached, can_attach, eventually, has, sh};
+use super::{Attached, can_attach, eventually, has, refused_for, sh, sleeper};
 use crate::support::{Folder, Ran};
 
 #[test]
@@ -24,16 +24,8 @@ fn a_disk_can_be_shown_as_a_file() {
         "test $(stat -c %s $D) = 67108864; mkfs.ext4 -q $D; e2fsck -fn $D; ls d | cmp - <(echo disk.img)",
     );
     // In use it stays.
-    let mut reader = folder.shell_child("exec sleep 60 < d/disk.img");
-    eventually("the reader", || {
-        let ran = folder.run("detach d");
-        ran.code == Some(1)
-            && ran
-                .err
-                .contains(&format!("process {} (sleep)", reader.id()))
-    });
-    reader.kill().unwrap();
-    reader.wait().unwrap();
+    let reader = sleeper(&folder, ":", "< d/disk.img");
+    refused_for(&folder, "detach d", reader);
     folder.ok("detach d");
     attached.gone();
     assert_eq!(std::fs::read_dir(folder.path("d")).unwrap().count(), 0);
