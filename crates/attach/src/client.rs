@@ -209,27 +209,16 @@ fn checked_folder(folder: &Path) -> Result<PathBuf> {
             folder.display()
         )));
     }
-    let folder = usage::real_path(folder).map_err(|e| {
-        Error::io("open", e)
-            .with_path(folder)
-            .with_hint("name a folder that exists: the disk appears in it as disk.img")
+    let folder = usage::real_folder(folder).map_err(|e| {
+        e.with_hint("name an empty folder of yours: the disk appears in it as disk.img")
     })?;
-    let failed = |kind, reason: &str, hint: &str| {
-        Err(Error::new(kind, reason).with_path(&folder).with_hint(hint))
-    };
-    if !folder.is_dir() {
-        return failed(
-            ErrorKind::PathNotFound,
-            "it is not a folder",
-            "name an empty folder of yours: the disk appears in it as disk.img",
-        );
-    }
     if usage::is_mount_point(&folder) {
-        return failed(
+        return Err(Error::new(
             ErrorKind::SharingViolation,
             "something is mounted there already",
-            "name another folder, or unmount that first",
-        );
+        )
+        .with_path(folder)
+        .with_hint("name another folder, or unmount that first"));
     }
     Ok(folder)
 }

@@ -26,18 +26,9 @@ pub fn mount(
 ) -> Result<Attachment> {
     let path = path.as_ref();
     let folder = folder.as_ref();
-    let folder = usage::real_path(folder).map_err(|e| {
-        Error::io("open", e)
-            .with_path(folder)
-            .while_doing("cannot mount on")
-            .with_hint("name a folder that exists")
-    })?;
-    if !folder.is_dir() {
-        return Err(Error::new(ErrorKind::PathNotFound, "it is not a folder")
-            .with_path(folder)
-            .while_doing("cannot mount on")
-            .with_hint("name an empty folder"));
-    }
+    let folder = usage::real_folder(folder)
+        .while_doing("cannot mount on")
+        .map_err(|e| e.with_hint("name an empty folder"))?;
     let attached = options.clone().lifetime(Lifetime::Permanent).attach(path)?;
     let mounted = mount_one(attached.attachment(), &folder, partition)
         .at_path(path)

@@ -334,7 +334,7 @@ fn open(request: &Request) -> Result<VirtualDisk> {
 
 /// Device and inode.
 fn identity(path: &Path) -> Result<(u64, u64)> {
-    let metadata = std::fs::metadata(path).map_err(|e| Error::io("open", e).with_path(path))?;
+    let metadata = std::fs::metadata(path).map_err(|e| Error::open(path, e))?;
     Ok((metadata.dev(), metadata.ino()))
 }
 

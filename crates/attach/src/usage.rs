@@ -5,6 +5,8 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
+use vhdkit::{Error, ErrorKind, Result};
+
 /// Where a file system of a device is mounted.
 #[derive(Clone, PartialEq, Eq, Debug)]
 #[non_exhaustive]
@@ -47,6 +49,17 @@ fn mount_table() -> Vec<MountLine> {
 )]
 pub(crate) fn real_path(path: &Path) -> std::io::Result<PathBuf> {
     std::fs::canonicalize(path)
+}
+
+/// The same of what has to be a folder.
+pub(crate) fn real_folder(path: &Path) -> Result<PathBuf> {
+    let fails = |reason| Err(Error::new(ErrorKind::PathNotFound, reason).with_path(path));
+    match real_path(path) {
+        Ok(folder) if folder.is_dir() => Ok(folder),
+        Ok(_) => fails("it is not a folder"),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => fails("the folder does not exist"),
+        Err(e) => Err(Error::open(path, e)),
+    }
 }
 
 /// Blanks and the like are octal in tables of mounts.

@@ -59,6 +59,40 @@ impl Error {
         error
     }
 
+    /// An operating-system error met while opening a file, or looking for it.
+    pub fn open(path: &Path, source: io::Error) -> Self {
+        const SPELLING: &str = "check the spelling of the path";
+        let is_lost = |folder: &Path| !folder.as_os_str().is_empty() && !folder.exists();
+        let (kind, reason, hint) = match source.kind() {
+            io::ErrorKind::IsADirectory => return Self::no_disk(path, "a folder"),
+            io::ErrorKind::NotFound if path.parent().is_some_and(is_lost) => (
+                ErrorKind::PathNotFound,
+                "the folder does not exist",
+                SPELLING,
+            ),
+            io::ErrorKind::NotFound => (ErrorKind::NotFound, "the file does not exist", SPELLING),
+            io::ErrorKind::PermissionDenied => (
+                ErrorKind::AccessDenied,
+                "permission denied",
+                "check the permissions of the file and its folder",
+            ),
+            io::ErrorKind::ReadOnlyFilesystem => (
+                ErrorKind::WriteProtected,
+                "the file system is read-only",
+                "copy the file to a writable file system, or open it read-only",
+            ),
+            _ => return Self::io("open", source).with_path(path),
+        };
+        Self::new(kind, reason).with_path(path).with_hint(hint)
+    }
+
+    /// What is there is something that no disk can be in.
+    pub(crate) fn no_disk(path: &Path, what: &str) -> Self {
+        Self::new(ErrorKind::NotSupported, format!("it is {what}"))
+            .with_path(path)
+            .with_hint("name a disk image file or a block device")
+    }
+
     /// Names the file, unless an inner layer already did.
     #[must_use]
     pub fn with_path(mut self, path: impl AsRef<Path>) -> Self {

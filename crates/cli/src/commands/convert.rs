@@ -120,8 +120,7 @@ fn check_rename(from: &Path, to: &Path) -> vhdkit::Result<()> {
                 .with_hint("make the folder first, or choose another name")
         })
     };
-    let source = std::fs::symlink_metadata(from)
-        .map_err(|e| vhdkit::Error::io("open", e).with_path(from))?;
+    let source = std::fs::symlink_metadata(from).map_err(|e| vhdkit::Error::open(from, e))?;
     let reason = if source.is_symlink() {
         "it is a link, which would get the name instead of the file"
     } else if look(from)?.dev() != look(to)?.dev() {

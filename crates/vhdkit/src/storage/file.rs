@@ -125,7 +125,7 @@ impl FileStorage {
             } else {
                 "not a file or block device"
             };
-            return Err(no_disk(path, what));
+            return Err(Error::no_disk(path, what));
         }
         // Two nodes of one device must conflict: its number is the identity.
         let id = if block_device {
@@ -300,7 +300,7 @@ fn open_file(path: &Path, access: Access) -> Result<File> {
         .write(access == Access::ReadWrite)
         .custom_flags(rustix::fs::OFlags::NONBLOCK.bits().cast_signed())
         .open(path)
-        .map_err(|e| open_error(path, e))
+        .map_err(|e| Error::open(path, e))
 }
 
 impl Drop for FileStorage {
@@ -627,42 +627,6 @@ impl Storage for FileStorage {
     fn as_file(&self) -> Option<&FileStorage> {
         Some(self)
     }
-}
-
-fn no_disk(path: &Path, what: &str) -> Error {
-    Error::new(ErrorKind::NotSupported, format!("it is {what}"))
-        .with_path(path)
-        .with_hint("name a disk image file or a block device")
-}
-
-fn open_error(path: &Path, error: io::Error) -> Error {
-    let missing_folder = error.kind() == io::ErrorKind::NotFound
-        && path
-            .parent()
-            .is_some_and(|p| !p.as_os_str().is_empty() && !p.exists());
-    let kind = error.kind();
-    if kind == io::ErrorKind::IsADirectory {
-        return no_disk(path, "a folder");
-    }
-    let reason = match kind {
-        io::ErrorKind::NotFound if missing_folder => "the folder does not exist",
-        io::ErrorKind::NotFound => "the file does not exist",
-        io::ErrorKind::PermissionDenied => "permission denied",
-        io::ErrorKind::ReadOnlyFilesystem => "the file system is read-only",
-        _ => return Error::io("open", error).with_path(path),
-    };
-    let kind = match kind {
-        io::ErrorKind::NotFound if missing_folder => ErrorKind::PathNotFound,
-        io::ErrorKind::NotFound => ErrorKind::NotFound,
-        io::ErrorKind::PermissionDenied => ErrorKind::AccessDenied,
-        _ => ErrorKind::WriteProtected,
-    };
-    let hint = match kind {
-        ErrorKind::NotFound | ErrorKind::PathNotFound => "check the spelling of the path",
-        ErrorKind::AccessDenied => "check the permissions of the file and its folder",
-        _ => "copy the file to a writable file system, or open it read-only",
-    };
-    Error::new(kind, reason).with_path(path).with_hint(hint)
 }
 
 /// True if direct I/O accepts the request.

@@ -56,6 +56,45 @@ fn a_disk_in_use_stays_unless_it_is_let_go() {
 }
 
 #[test]
+fn what_is_not_there_is_said_as_by_every_command() {
+    if !can_attach() {
+        return;
+    }
+    let folder = Folder::new();
+    folder.ok("create disk.vhdx 8M");
+    sh(&folder, "", "mkdir m");
+    for (words, reason) in [
+        (
+            "attach no.vhdx",
+            "cannot attach no.vhdx: the file does not exist",
+        ),
+        (
+            "attach no/a.vhdx",
+            "cannot attach no/a.vhdx: the folder does not exist",
+        ),
+        (
+            "mount no.vhdx m",
+            "cannot attach no.vhdx: the file does not exist",
+        ),
+        (
+            "mount disk.vhdx no",
+            "cannot mount on no: the folder does not exist",
+        ),
+        (
+            "mount disk.vhdx disk.vhdx",
+            "cannot mount on disk.vhdx: it is not a folder",
+        ),
+        (
+            "attach disk.vhdx --file no",
+            "cannot attach no: the folder does not exist",
+        ),
+        ("attach disk.vhdx --file disk.vhdx", "it is not a folder"),
+    ] {
+        folder.run(words).failed(1, reason);
+    }
+}
+
+#[test]
 fn a_name_that_is_no_text_is_a_name_like_any_other() {
     if !can_attach() || !has(&["mkfs.ext4"]) {
         return;
