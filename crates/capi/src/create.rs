@@ -354,8 +354,10 @@ fn run_plan(plan: Plan, overlapped: *mut OVERLAPPED, hand_out: impl FnOnce(HANDL
     } = plan;
     let target = file.clone();
     let finished = handle.clone();
-    let then = move |result: vhdkit::Result<()>| -> Answer {
-        result?;
+    let then = move |failure: Option<vhdkit::Error>| -> Answer {
+        if let Some(error) = failure {
+            return Err(error.into());
+        }
         let disk = Disk::open(&target, opening)?;
         if let Some(parent) = copied_metadata {
             copy_metadata(&parent, &disk)?;
@@ -380,8 +382,12 @@ fn run_plan(plan: Plan, overlapped: *mut OVERLAPPED, hand_out: impl FnOnce(HANDL
             created: parameters.created,
             overwrite: false,
         };
-        let then = move |result: vhdkit::Result<_>| then(result.map(|_| ()));
-        run(&handle, overlapped, || convert(options), then)
+        run(
+            &handle,
+            overlapped,
+            || convert(options),
+            |result| then(result.err()),
+        )
     } else {
         let options = CreateOptions {
             path: file,
@@ -391,7 +397,12 @@ fn run_plan(plan: Plan, overlapped: *mut OVERLAPPED, hand_out: impl FnOnce(HANDL
             profile: None,
             overwrite: false,
         };
-        run(&handle, overlapped, || create(options), then)
+        run(
+            &handle,
+            overlapped,
+            || create(options),
+            |result| then(result.err()),
+        )
     };
     match answer {
         Ok(()) | Err(Code(ERROR_IO_PENDING)) => hand_out(name),

@@ -28,22 +28,27 @@ enum Request {
 pub(crate) fn run(args: CreateArgs, session: &mut Session) -> Result<u8, Failure> {
     let (json, progress) = (args.output.json, args.progress.progress);
     let path = args.path.clone();
-    match request(args)? {
-        Request::New(options) => make(options, progress, session)?,
+    let (format, disk_type, virtual_size) = match request(args)? {
+        // What was just written is not read for this: the table of a large VHD has 4 MiB.
+        Request::New(options) => {
+            let made = make(options, progress, session)?;
+            (made.format, made.disk_type, made.virtual_size)
+        }
         Request::Copy(options) => {
             Conversion::run(options, progress, session)?;
+            let made = info::open_alone(&path)?.info();
+            (made.format, made.disk_type, made.virtual_size)
         }
-    }
-    let disk = info::open_alone(&path)?;
+    };
     if json {
+        let disk = info::open_alone(&path)?;
         session.out.json(&info::Image::of(&disk.layers()[0]))?;
     } else {
-        let info = disk.info();
         session.out.line(format!(
             "created {}: {}, {}",
             text(&path),
-            formats::describe(info.format, info.disk_type),
-            size::describe(info.virtual_size)
+            formats::describe(format, disk_type),
+            size::describe(virtual_size)
         ))?;
     }
     Ok(DONE)
@@ -53,7 +58,7 @@ fn make(
     options: CreateOptions,
     progress: ProgressChoice,
     session: &Session,
-) -> Result<(), Failure> {
+) -> Result<CreateParameters, Failure> {
     let outcome = format!("{} was not made", text(&options.path));
     let subject = Subject::disk(&options.path);
     follow(

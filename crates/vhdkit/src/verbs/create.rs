@@ -48,13 +48,14 @@ impl CreateOptions {
 /// The space of a fixed disk is reserved in such steps, in bytes: some file systems write zeros for it.
 const STEP: u64 = 256 * MIB;
 
-/// Creates a disk. Units of progress: steps. A cancelled or failed creation leaves no file.
+/// Creates a disk. Units of progress: steps. A cancelled or failed creation leaves no file. The result says what was made:
+/// the parameters, completed by the profile and the parent.
 ///
 /// # Errors
 /// Through the operation: [`ErrorKind::AlreadyExists`], [`ErrorKind::InvalidSize`], [`ErrorKind::InvalidBlockSize`],
 /// [`ErrorKind::UnsupportedSectorSize`], [`ErrorKind::InvalidType`], [`ErrorKind::DiskFull`], and what opening the
 /// parent can fail with.
-pub fn create(options: CreateOptions) -> Operation<()> {
+pub fn create(options: CreateOptions) -> Operation<CreateParameters> {
     Operation::start("create", move |monitor| {
         run(&options, monitor).while_doing("cannot create")
     })
@@ -91,7 +92,7 @@ fn write(
     Ok(())
 }
 
-fn run(options: &CreateOptions, monitor: &Monitor) -> Result<()> {
+fn run(options: &CreateOptions, monitor: &Monitor) -> Result<CreateParameters> {
     monitor.set_completion(3);
     // The parent is kept open: nobody changes it before its child is there.
     let (parameters, _parent) = complete(options)?;
@@ -101,7 +102,7 @@ fn run(options: &CreateOptions, monitor: &Monitor) -> Result<()> {
     monitor.checkpoint()?;
     file.publish()?;
     monitor.advance(1);
-    Ok(())
+    Ok(parameters)
 }
 
 /// A new file whose space is reserved step by step, between which the work may stop.

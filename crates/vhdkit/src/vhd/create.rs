@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use zerocopy::{FromZeros, IntoBytes};
 
-use super::bat::{PER_SECTOR, write_unallocated};
+use super::bat::{PER_SECTOR, write_unallocated, write_unallocated_bulk};
 use super::bitmap::SectorBitmap;
 use super::geometry;
 use super::header::{BlockShape, MAX_BLOCKS};
@@ -359,7 +359,8 @@ impl SparseBuilder {
     fn write_tables(&self, storage: &dyn Storage) -> Result<u64> {
         let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let full = vec![0xFF; to_usize(self.shape.bitmap_size)];
-        for (block, entry) in (0..).zip(&state.entries) {
+        let used = to_usize(state.placed.start)..to_usize(state.placed.end);
+        for (block, entry) in (state.placed.start..).zip(&state.entries[used]) {
             if let Some(sector) = entry {
                 let at = u64::from(sector.get()) * SECTOR;
                 match state.bitmaps.get(&block) {
@@ -390,7 +391,7 @@ impl SparseBuilder {
             at += bytes.len() as u64;
         }
         write_unallocated(storage, TABLE_OFFSET..place(placed.start))?;
-        write_unallocated(storage, at..place(state.entries.len() as u64))?;
+        write_unallocated_bulk(storage, at..place(state.entries.len() as u64))?;
         storage.write_at(FOOTER_SIZE, self.header.as_bytes())?;
         for (offset, bytes) in &self.locators {
             storage.write_at(*offset, bytes)?;
