@@ -37,6 +37,8 @@ const ENOUGH: Duration = Duration::from_secs(1);
 /// See the module.
 #[derive(Default)]
 pub struct Drive {
+    /// Reserving space writes zeros; else it takes next to nothing.
+    reserves_with_zeros: bool,
     log: Mutex<Log>,
     /// An operation that is being started has its observer.
     observed: Condvar,
@@ -102,6 +104,14 @@ impl Log {
 }
 
 impl Drive {
+    /// As it is with a file system in memory: reserving space writes zeros.
+    pub fn reserving_with_zeros() -> Self {
+        Self {
+            reserves_with_zeros: true,
+            ..Self::default()
+        }
+    }
+
     /// A file on this disk.
     pub fn file(self: &Arc<Self>, bytes: MemoryStorage) -> Arc<dyn Storage> {
         Arc::new(DriveFile {
@@ -244,7 +254,13 @@ impl Storage for DriveFile {
     }
 
     fn allocate(&self, offset: u64, length: u64) -> Result<()> {
-        self.drive.work(METADATA);
+        let zeros = if self.drive.reserves_with_zeros {
+            length
+        } else {
+            0
+        };
+        self.drive
+            .work(METADATA + Duration::from_nanos(zeros / CACHE_BYTES));
         self.below.allocate(offset, length)
     }
 

@@ -11,7 +11,7 @@ use crate::image::{
     ImageInfo, Pace, ZeroMode,
 };
 use crate::num::{round_up, to_usize};
-use crate::storage::Storage;
+use crate::storage::{Storage, in_steps};
 
 /// A raw disk. Its size is the file's length, rounded up to a whole sector of 512 bytes (the missing bytes read as
 /// zeros and are added to the file by the first write to them).
@@ -202,8 +202,13 @@ pub struct RawBuilder {
 }
 
 impl RawBuilder {
-    /// Starts a raw disk on an empty file or a block device.
-    pub fn new(storage: Arc<dyn Storage>, parameters: &CreateParameters) -> Result<Self> {
+    /// Starts a raw disk on an empty file or a block device. `pace` is told how much of the space of a fixed disk is
+    /// reserved, or of a device cleared, in bytes, and may stop it.
+    pub fn new(
+        storage: Arc<dyn Storage>,
+        parameters: &CreateParameters,
+        pace: Pace<'_>,
+    ) -> Result<Self> {
         let size = parameters.virtual_size;
         if parameters.disk_type == DiskType::Differencing || parameters.parent.is_some() {
             return Err(
@@ -214,7 +219,7 @@ impl RawBuilder {
         if storage.grows_with_zeros() {
             storage.set_len(size)?;
             if parameters.disk_type == DiskType::Fixed {
-                storage.allocate(0, size)?;
+                in_steps(0..size, pace, |at, n| storage.allocate(at, n))?;
             }
         } else {
             let device = storage.len()?;
@@ -224,7 +229,7 @@ impl RawBuilder {
                     format!("the device holds {device} bytes, the disk needs {size}"),
                 ));
             }
-            storage.punch_hole(0, size)?;
+            in_steps(0..size, pace, |at, n| storage.punch_hole(at, n))?;
         }
         Ok(Self {
             storage,

@@ -15,6 +15,7 @@ use vhdkit::storage::MemoryStorage;
 use vhdkit::verbs::compact::{CompactMode, CompactOptions, compact};
 use vhdkit::verbs::compare::compare;
 use vhdkit::verbs::convert::convert_disk;
+use vhdkit::verbs::create::create_disk;
 use vhdkit::verbs::merge::{MergeOptions, merge};
 use vhdkit::verbs::mirror::{MirrorOptions, break_mirror, is_mirrored, mirror, mirror_onto};
 use vhdkit::verbs::resize::{NewSize, ResizeOptions, resize};
@@ -209,18 +210,7 @@ fn compare_says_half_when_half_of_the_data_is_compared() {
     let drive = Arc::new(Drive::default());
     let longer = |disk: &TestDisk| {
         let open = open_on(&drive, disk);
-        resize(
-            open.clone(),
-            ResizeOptions {
-                size: NewSize::Bytes(3 * DATA),
-                allow_unsafe: true,
-                fix_gpt: false,
-                expand_only: false,
-                dry_run: false,
-            },
-        )
-        .wait()
-        .unwrap();
+        resizing(&open, 3 * DATA).wait().unwrap();
         Arc::into_inner(open).unwrap()
     };
     let (a, b) = (longer(&disk), longer(&disk));
@@ -271,18 +261,20 @@ fn resize_says_half_when_half_of_the_table_is_moved() {
     let open = Arc::new(
         VirtualDisk::from_layers(vec![Layer::new(image, "image").writable(true)], true).unwrap(),
     );
-    drive.assert_honest("resize of 12 TiB", || {
-        Running::of(resize(
-            open.clone(),
-            ResizeOptions {
-                size: NewSize::Bytes(size + (1 << 40)),
-                allow_unsafe: true,
-                fix_gpt: false,
-                expand_only: false,
-                dry_run: false,
-            },
-        ))
-    });
+    drive.assert_honest("resize of 12 TiB", || resizing(&open, size + (1 << 40)));
+}
+
+fn resizing(disk: &Arc<VirtualDisk>, size: u64) -> Running {
+    Running::of(resize(
+        disk.clone(),
+        ResizeOptions {
+            size: NewSize::Bytes(size),
+            allow_unsafe: true,
+            fix_gpt: false,
+            expand_only: false,
+            dry_run: false,
+        },
+    ))
 }
 
 /// The target's table of 96 MiB, all of it in use, has to move because the child is larger.
@@ -324,6 +316,9 @@ fn large_table(drive: &Arc<Drive>, disk_type: DiskType) -> Arc<VirtualDisk> {
     Arc::new(VirtualDisk::from_layers(layers, true).unwrap())
 }
 
+/// A disk whose space takes two seconds to fill with zeros.
+const LARGE: u64 = 8 << 30;
+
 /// Reading the table takes half a second of work: it moves during that, too.
 const TABLE_READ: Duration = Duration::from_millis(400);
 
@@ -356,6 +351,36 @@ fn progress_moves_while_it_is_found_out_how_much_there_is_to_do() {
         let open = large_table(&drive, DiskType::Fixed);
         drive.assert_moves("compact of 12 TiB", TABLE_READ, || {
             compacting(&open, CompactMode::Full, dry_run)
+        });
+    }
+}
+
+/// Reserving the space of a fixed disk takes two seconds where that means writing zeros.
+#[test]
+fn progress_moves_while_space_is_reserved() {
+    let source = full(Format::Vhdx, DiskType::Dynamic, 2 * MIB);
+    for format in [Format::Raw, Format::Vhd, Format::Vhdx] {
+        let parameters = |size| CreateParameters::new(format, DiskType::Fixed, size);
+        let drive = Arc::new(Drive::reserving_with_zeros());
+        let open = open_on(&drive, &source);
+        let what = format!("fixed {}", format.name());
+        drive.assert_moves(&format!("convert to {what}"), TABLE_READ, || {
+            let target = drive.file(MemoryStorage::new());
+            Running::of(convert_disk(open.clone(), target, parameters(LARGE)))
+        });
+        drive.assert_moves(&format!("create {what}"), TABLE_READ, || {
+            let target = drive.file(MemoryStorage::new());
+            Running::of(create_disk(target, parameters(LARGE)))
+        });
+        if format == Format::Raw {
+            continue;
+        }
+        let bytes = new_image(&parameters(64 * MIB)).unwrap();
+        let image = open_image(drive.file(MemoryStorage::clone(&bytes)), format, true).unwrap();
+        let layers = vec![Layer::new(image, "image").writable(true)];
+        let open = Arc::new(VirtualDisk::from_layers(layers, true).unwrap());
+        drive.assert_moves(&format!("resize {what}"), TABLE_READ, || {
+            resizing(&open, LARGE)
         });
     }
 }

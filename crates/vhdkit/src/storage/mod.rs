@@ -28,12 +28,14 @@ pub use target::NewFile;
 pub(crate) use target::sync_names;
 
 use std::io::{PipeReader, PipeWriter};
-use std::ops::Range;
+use std::ops::{Range, RangeInclusive};
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::image::Told;
+use crate::image::{Pace, Told};
+use crate::num::MIB;
 
 /// Positional bytes on stable media, shared by any number of threads.
 ///
@@ -185,6 +187,36 @@ pub trait Storage: Send + Sync {
     fn as_file(&self) -> Option<&FileStorage> {
         None
     }
+}
+
+/// Reserving or clearing this much takes a moment where it means writing zeros; the next step is larger or smaller by how
+/// long the last one took. In bytes.
+const FIRST_STEP: u64 = 16 * MIB;
+const STEPS: RangeInclusive<u64> = FIRST_STEP..=256 * MIB;
+const STEP_TIME: Duration = Duration::from_millis(25);
+
+/// Calls `step` with an offset and a length for one part of the range after the other. `pace` is told in between how many
+/// bytes are done, and may stop it.
+pub(crate) fn in_steps(
+    range: Range<u64>,
+    pace: Pace<'_>,
+    mut step: impl FnMut(u64, u64) -> Result<()>,
+) -> Result<()> {
+    let (mut at, mut length, all) = (range.start, FIRST_STEP, range.end - range.start);
+    while at < range.end {
+        pace(at - range.start, all)?;
+        let begun = Instant::now();
+        let n = length.min(range.end - at);
+        step(at, n)?;
+        at += n;
+        length = match begun.elapsed() {
+            time if time < STEP_TIME / 2 => length * 2,
+            time if time > STEP_TIME * 2 => length / 2,
+            _ => length,
+        }
+        .clamp(*STEPS.start(), *STEPS.end());
+    }
+    pace(all, all)
 }
 
 /// `offset + length`, or an error instead of an overflow.

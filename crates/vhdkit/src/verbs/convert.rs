@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use uuid::Uuid;
 
-use super::copy::{Copied, Plan, copy};
+use super::copy::{Copied, Plan, copy, new_target};
 use super::profile::Profile;
 use crate::disk::{OpenOptions, VirtualDisk};
 use crate::error::{Context, Error, ErrorKind, Result};
@@ -138,9 +138,10 @@ pub(super) fn fill(
     profile: Option<Profile>,
     monitor: &Monitor,
 ) -> Result<ConvertReport> {
-    let builder = super::new_builder(target, parameters)?;
+    let (builder, reserved) = new_target(source, target, parameters, monitor)?;
     let size = source.virtual_size();
-    let plan = Plan::new(source, 0..size, builder.placement_unit(), monitor)?;
+    let unit = builder.placement_unit();
+    let plan = Plan::new(source, 0..size, unit, reserved, monitor)?;
     let Copied { copied, cloned } = copy(source, plan, &*builder, monitor)?;
     monitor.checkpoint()?;
     builder.finish()?;

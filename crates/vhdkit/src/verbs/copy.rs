@@ -9,11 +9,13 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 use super::look::{LONGEST, Looks};
+use super::new_builder_telling;
 use crate::disk::{DataLocation, DiskExtent, VirtualDisk};
 use crate::error::{Error, ErrorKind, Result};
-use crate::image::ImageBuilder;
+use crate::image::{CreateParameters, ImageBuilder};
 use crate::num::{round_down, round_up, to_usize};
 use crate::operation::Monitor;
 use crate::storage::{AlignedBuffer, Storage};
@@ -43,6 +45,36 @@ pub(super) struct Copied {
     pub(super) cloned: u64,
 }
 
+/// So many nanoseconds of reserving space count as copying a byte. Mostly that takes no time at all; a file system in
+/// memory writes zeros.
+const NANOS_PER_UNIT: u128 = 2;
+
+/// Starts the new image, and with it reserves its space if it is fixed. Returns the units of progress that this took, too.
+pub(super) fn new_target(
+    source: &VirtualDisk,
+    target: Arc<dyn Storage>,
+    parameters: &CreateParameters,
+    monitor: &Monitor,
+) -> Result<(Box<dyn ImageBuilder>, u64)> {
+    // Nobody knows yet how much will have to be copied.
+    let copies = source.with_chain(|chain| {
+        chain.layers().iter().try_fold(0_u64, |sum, layer| {
+            Ok::<_, Error>(sum.saturating_add(layer.image().storage().len()?))
+        })
+    })?;
+    let begun = Instant::now();
+    let mut units = 0;
+    let builder = new_builder_telling(target, parameters, &mut |done, all| {
+        let spent = begun.elapsed().as_nanos() / NANOS_PER_UNIT;
+        let whole = spent * u128::from(all) / u128::from(done.max(1));
+        let saturated = |units| u64::try_from(units).unwrap_or(u64::MAX);
+        units = saturated(spent);
+        monitor.set(units, saturated(whole + u128::from(copies.max(1))));
+        monitor.checkpoint()
+    })?;
+    Ok((builder, units))
+}
+
 /// What there is to copy.
 pub(super) struct Plan {
     /// Bytes that the maps call data.
@@ -57,11 +89,13 @@ pub(super) struct Plan {
 }
 
 impl Plan {
-    /// Asks the maps. `unit` is the target's block size in bytes. Afterwards the monitor knows how much there is to do.
+    /// Asks the maps. `unit` is the target's block size in bytes, `done` the units of progress so far. Afterwards the
+    /// monitor knows how much there is to do.
     pub(super) fn new(
         source: &VirtualDisk,
         range: Range<u64>,
         unit: u64,
+        done: u64,
         monitor: &Monitor,
     ) -> Result<Self> {
         let mut plan = Self {
@@ -73,7 +107,7 @@ impl Plan {
         };
         // The first block that was not counted yet.
         let mut block = range.start / unit;
-        let mut looks = Looks::new(monitor, range.end);
+        let mut looks = Looks::new(monitor, range.end).among(done, 0);
         let mut offset = range.start;
         while offset < range.end {
             let longest = (range.end - offset).min(LONGEST);

@@ -1,6 +1,6 @@
 //! `create`: a new, empty disk, or a differencing child of an existing one.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::profile::Profile;
@@ -45,8 +45,9 @@ impl CreateOptions {
     }
 }
 
-/// The space of a fixed disk is reserved in such steps, in bytes: some file systems write zeros for it.
-const STEP: u64 = 256 * MIB;
+/// Reserving the space of a fixed disk is a step for each of so many bytes, with these behind it.
+const STEP: u64 = MIB;
+const LAST_STEPS: u64 = 3;
 
 /// Creates a disk. Units of progress: steps. A cancelled or failed creation leaves no file. The result says what was made:
 /// the parameters, completed by the profile and the parent.
@@ -68,20 +69,21 @@ pub fn create(options: CreateOptions) -> Operation<CreateParameters> {
 /// Through the operation: as for [`create`].
 pub fn create_disk(target: Arc<dyn Storage>, parameters: CreateParameters) -> Operation<()> {
     Operation::start("create", move |monitor| {
-        monitor.set_completion(2);
+        monitor.set_completion(LAST_STEPS);
         write(target, &parameters, None, monitor).while_doing("cannot create")
     })
 }
 
-/// Two steps, and those of reserving.
 fn write(
     target: Arc<dyn Storage>,
     parameters: &CreateParameters,
     profile: Option<Profile>,
     monitor: &Monitor,
 ) -> Result<()> {
-    let storage = reserving(target, parameters, monitor);
-    let builder = super::new_builder(storage, parameters)?;
+    let builder = super::new_builder_telling(target, parameters, &mut |done, all| {
+        monitor.set(done / STEP, all / STEP + LAST_STEPS);
+        monitor.checkpoint()
+    })?;
     monitor.advance(1);
     monitor.checkpoint()?;
     builder.finish()?;
@@ -93,7 +95,7 @@ fn write(
 }
 
 fn run(options: &CreateOptions, monitor: &Monitor) -> Result<CreateParameters> {
-    monitor.set_completion(3);
+    monitor.set_completion(LAST_STEPS);
     // The parent is kept open: nobody changes it before its child is there.
     let (parameters, _parent) = complete(options)?;
     monitor.checkpoint()?;
@@ -103,79 +105,6 @@ fn run(options: &CreateOptions, monitor: &Monitor) -> Result<CreateParameters> {
     file.publish()?;
     monitor.advance(1);
     Ok(parameters)
-}
-
-/// A new file whose space is reserved step by step, between which the work may stop.
-struct InSteps {
-    below: Arc<dyn Storage>,
-    monitor: Monitor,
-}
-
-fn reserving(
-    file: Arc<dyn Storage>,
-    parameters: &CreateParameters,
-    monitor: &Monitor,
-) -> Arc<dyn Storage> {
-    if parameters.disk_type != DiskType::Fixed {
-        return file;
-    }
-    monitor.add_completion(parameters.virtual_size.div_ceil(STEP));
-    Arc::new(InSteps {
-        below: file,
-        monitor: monitor.clone(),
-    })
-}
-
-impl Storage for InSteps {
-    fn allocate(&self, offset: u64, length: u64) -> Result<()> {
-        let mut done = 0;
-        while done < length {
-            self.monitor.checkpoint()?;
-            let n = (length - done).min(STEP);
-            self.below.allocate(offset + done, n)?;
-            if n == STEP {
-                self.monitor.advance(1);
-            }
-            done += n;
-        }
-        Ok(())
-    }
-
-    fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
-        self.below.read_at(offset, buf)
-    }
-
-    fn write_at(&self, offset: u64, data: &[u8]) -> Result<()> {
-        self.below.write_at(offset, data)
-    }
-
-    fn flush(&self) -> Result<()> {
-        self.below.flush()
-    }
-
-    fn len(&self) -> Result<u64> {
-        self.below.len()
-    }
-
-    fn set_len(&self, length: u64) -> Result<()> {
-        self.below.set_len(length)
-    }
-
-    fn zero_range(&self, offset: u64, length: u64) -> Result<()> {
-        self.below.zero_range(offset, length)
-    }
-
-    fn grows_with_zeros(&self) -> bool {
-        self.below.grows_with_zeros()
-    }
-
-    fn survives_crash(&self) -> bool {
-        self.below.survives_crash()
-    }
-
-    fn path(&self) -> Option<&Path> {
-        self.below.path()
-    }
 }
 
 /// Fills in what the parent decides.
@@ -241,88 +170,4 @@ fn complete(options: &CreateOptions) -> Result<(CreateParameters, Option<Virtual
         &options.open_parent,
     )?);
     Ok((parameters, Some(parent)))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::error::ErrorKind::Aborted;
-    use crate::image::{Format, IdentifierSource};
-    use crate::storage::MemoryStorage;
-    use std::sync::Mutex;
-
-    /// Notes how far the work said it was when space was asked for; stops it there if it is to.
-    struct Asked {
-        monitor: Monitor,
-        progress: Arc<Mutex<Vec<f64>>>,
-        bytes: MemoryStorage,
-    }
-
-    impl Storage for Asked {
-        fn allocate(&self, _: u64, length: u64) -> Result<()> {
-            assert!(length <= STEP);
-            let progress = self.monitor.observer().progress().percent();
-            self.progress.lock().unwrap().push(progress);
-            Ok(())
-        }
-        fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
-            self.bytes.read_at(offset, buf)
-        }
-        fn write_at(&self, offset: u64, data: &[u8]) -> Result<()> {
-            self.bytes.write_at(offset, data)
-        }
-        fn flush(&self) -> Result<()> {
-            Ok(())
-        }
-        fn len(&self) -> Result<u64> {
-            self.bytes.len()
-        }
-        fn set_len(&self, length: u64) -> Result<()> {
-            self.bytes.set_len(length)
-        }
-    }
-
-    #[test]
-    fn the_space_of_a_fixed_disk_is_reserved_with_an_honest_percentage_and_can_be_cancelled() {
-        for format in [Format::Vhd, Format::Vhdx, Format::Raw] {
-            let parameters = CreateParameters {
-                format,
-                disk_type: DiskType::Fixed,
-                virtual_size: 100 * STEP,
-                block_size: None,
-                logical_sector_size: None,
-                physical_sector_size: None,
-                identifier: None,
-                parent: None,
-                identifiers: IdentifierSource::seeded(1),
-                created: 0,
-            };
-            let monitor = Monitor::unobserved();
-            let progress = Arc::new(Mutex::new(Vec::new()));
-            let storage = || {
-                reserving(
-                    Arc::new(Asked {
-                        monitor: monitor.clone(),
-                        progress: progress.clone(),
-                        bytes: MemoryStorage::new(),
-                    }),
-                    &parameters,
-                    &monitor,
-                )
-            };
-            super::super::new_builder(storage(), &parameters).unwrap();
-            {
-                let seen = progress.lock().unwrap();
-                let half = seen.iter().filter(|&&percent| percent < 50.0).count() * 100;
-                assert!(
-                    (45..55).contains(&(half / seen.len())),
-                    "{format:?}: {seen:?}"
-                );
-                assert!(seen.is_sorted() && seen.len() >= 100);
-            }
-            monitor.observer().cancel();
-            let stopped = super::super::new_builder(storage(), &parameters);
-            assert_eq!(stopped.map(drop).unwrap_err().kind(), Aborted);
-        }
-    }
 }

@@ -13,7 +13,7 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, mpsc};
 
-use super::copy::{Plan, copy};
+use super::copy::{Plan, copy, new_target};
 use super::look::{LONGEST, Looks};
 use crate::disk::{
     DirtyMap, Layer, Mirror, Mirroring, OpenOptions, Parents, VirtualDisk, open_image,
@@ -294,13 +294,15 @@ impl Work<'_> {
                 _ => e,
             })
             .while_doing("cannot create")?;
-        let builder = super::new_builder(file.storage(), &parameters).at_path(path)?;
+        let (builder, reserved) =
+            new_target(self.disk, file.storage(), &parameters, self.monitor).at_path(path)?;
         let dirty = Arc::new(DirtyMap::new(size));
         self.disk.change_chain(|chain| {
             chain.set_mirroring(Some(Mirroring::Noting(dirty.clone())));
         });
-        let plan = Plan::new(self.disk, 0..size, builder.placement_unit(), self.monitor)?;
-        (self.done, self.copied) = (plan.data, plan.data);
+        let unit = builder.placement_unit();
+        let plan = Plan::new(self.disk, 0..size, unit, reserved, self.monitor)?;
+        (self.done, self.copied) = (reserved + plan.data, plan.data);
         // Equal values would say that both disks are the same.
         self.monitor.add_completion(1);
         copy(self.disk, plan, &*builder, self.monitor).at_path(path)?;

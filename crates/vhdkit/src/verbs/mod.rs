@@ -18,7 +18,7 @@ pub mod set_parent;
 
 use crate::disk::{VirtualDisk, file_id};
 use crate::error::Result;
-use crate::image::{CreateParameters, Format, ImageBuilder};
+use crate::image::{CreateParameters, Format, ImageBuilder, Pace};
 use crate::raw::RawBuilder;
 use crate::storage::Storage;
 use crate::vhd::VhdBuilder;
@@ -55,10 +55,19 @@ pub fn new_builder(
     storage: Arc<dyn Storage>,
     parameters: &CreateParameters,
 ) -> Result<Box<dyn ImageBuilder>> {
+    new_builder_telling(storage, parameters, &mut |_, _| Ok(()))
+}
+
+/// As [`new_builder`]; `pace` is told how much of the space of a fixed disk is reserved, in bytes, and may stop it.
+pub(crate) fn new_builder_telling(
+    storage: Arc<dyn Storage>,
+    parameters: &CreateParameters,
+    pace: Pace<'_>,
+) -> Result<Box<dyn ImageBuilder>> {
     Ok(match parameters.format {
-        Format::Raw => Box::new(RawBuilder::new(storage, parameters)?),
-        Format::Vhd => Box::new(VhdBuilder::new(storage, parameters)?),
-        Format::Vhdx => Box::new(VhdxBuilder::new(storage, parameters)?),
+        Format::Raw => Box::new(RawBuilder::new(storage, parameters, pace)?),
+        Format::Vhd => Box::new(VhdBuilder::new(storage, parameters, pace)?),
+        Format::Vhdx => Box::new(VhdxBuilder::new(storage, parameters, pace)?),
         Format::Iso => {
             return Err(
                 Error::new(ErrorKind::NotSupported, "ISO images cannot be made")

@@ -17,9 +17,9 @@ use super::layout::{
 };
 use super::locator;
 use crate::error::{Error, ErrorKind, Result};
-use crate::image::{CreateParameters, DiskType, ImageBuilder};
+use crate::image::{CreateParameters, DiskType, ImageBuilder, Pace};
 use crate::num::{GIB, KIB, MIB, round_down, round_up, to_usize};
-use crate::storage::Storage;
+use crate::storage::{Storage, in_steps};
 
 /// Largest disk: the limit of Microsoft's products, for all three types.
 pub(crate) const MAX_SIZE: u64 = 2040 * GIB;
@@ -80,13 +80,18 @@ impl VhdBuilder {
         Ok(())
     }
 
-    /// Starts a VHD file on an empty storage. The space of a fixed disk is reserved here.
+    /// Starts a VHD file on an empty storage. The space of a fixed disk is reserved here; `pace` is told how much of it is,
+    /// in bytes, and may stop it.
     ///
     /// # Errors
     /// [`ErrorKind::InvalidSize`], [`ErrorKind::InvalidBlockSize`], [`ErrorKind::UnsupportedSectorSize`],
     /// [`ErrorKind::InvalidType`] or [`ErrorKind::InvalidParameter`] if a parent is missing or too many;
     /// [`ErrorKind::HostLimitation`] on a block device; [`ErrorKind::DiskFull`].
-    pub fn new(storage: Arc<dyn Storage>, parameters: &CreateParameters) -> Result<Self> {
+    pub fn new(
+        storage: Arc<dyn Storage>,
+        parameters: &CreateParameters,
+        pace: Pace<'_>,
+    ) -> Result<Self> {
         let size = parameters.virtual_size;
         check_parameters(parameters)?;
         if !storage.grows_with_zeros() {
@@ -106,7 +111,7 @@ impl VhdBuilder {
         let sparse = match parameters.disk_type {
             DiskType::Fixed => {
                 storage.set_len(size)?;
-                storage.allocate(0, size + FOOTER_SIZE)?;
+                in_steps(0..size + FOOTER_SIZE, pace, |at, n| storage.allocate(at, n))?;
                 None
             }
             DiskType::Dynamic | DiskType::Differencing => Some(SparseBuilder::new(parameters)?),

@@ -15,9 +15,9 @@ use super::metadata::{self, Metadata};
 use super::region::{self, Region};
 use super::space::grow;
 use crate::error::{Error, ErrorKind, Result};
-use crate::image::{CreateParameters, DiskType, ImageBuilder};
+use crate::image::{CreateParameters, DiskType, ImageBuilder, Pace};
 use crate::num::{MIB, round_up, to_usize};
-use crate::storage::Storage;
+use crate::storage::{Storage, in_steps};
 
 /// 2 MiB: discards of a guest give space back, scattered data does not inflate the file.
 const DEFAULT_BLOCK_SIZE: u64 = 2 * MIB;
@@ -55,12 +55,17 @@ struct Blocks {
 }
 
 impl VhdxBuilder {
-    /// Starts a file on an empty storage.
+    /// Starts a file on an empty storage. `pace` is told how much of the space of a fixed disk is reserved, in bytes, and
+    /// may stop it.
     ///
     /// # Errors
     /// [`ErrorKind::InvalidSize`], [`ErrorKind::InvalidBlockSize`], [`ErrorKind::UnsupportedSectorSize`],
     /// [`ErrorKind::InvalidType`], [`ErrorKind::HostLimitation`], [`ErrorKind::DiskFull`].
-    pub fn new(storage: Arc<dyn Storage>, parameters: &CreateParameters) -> Result<Self> {
+    pub fn new(
+        storage: Arc<dyn Storage>,
+        parameters: &CreateParameters,
+        pace: Pace<'_>,
+    ) -> Result<Self> {
         if !storage.grows_with_zeros() {
             return Err(Error::new(
                 ErrorKind::HostLimitation,
@@ -126,17 +131,19 @@ impl VhdxBuilder {
             .storage
             .allocate(LOG_OFFSET, LOG_LENGTH + METADATA_LENGTH)?;
         if fixed {
-            builder.place_all()?;
+            builder.place_all(pace)?;
         }
         Ok(builder)
     }
 
     /// Fixed: every block has its place, in order.
-    fn place_all(&self) -> Result<()> {
+    fn place_all(&self, pace: Pace<'_>) -> Result<()> {
         let mut blocks = self.lock();
         let start = blocks.next;
         let length = self.geometry.block_count * self.geometry.block_size;
-        self.storage.allocate(start, length)?;
+        in_steps(start..start + length, pace, |at, n| {
+            self.storage.allocate(at, n)
+        })?;
         if self.storage.len()? < start + length {
             self.storage.set_len(start + length)?;
         }

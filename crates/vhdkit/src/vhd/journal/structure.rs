@@ -9,7 +9,8 @@ use zerocopy::IntoBytes;
 use super::{Journal, PER_SECTOR, READY, SETTLED, Tables, lock};
 use crate::error::{Error, ErrorKind, Result};
 use crate::image::Pace;
-use crate::num::{GIB, round_up};
+use crate::num::round_up;
+use crate::storage::in_steps;
 use crate::vhd::bat::write_unallocated_bulk;
 use crate::vhd::layout::{FOOTER_SIZE, Footer, Header, SECTOR};
 
@@ -312,7 +313,7 @@ impl Journal {
         self.barrier()?;
         let reserved = match end.checked_sub(limit) {
             Some(0) => Ok(()),
-            Some(_) => self.reserve_space(limit..end, pace),
+            Some(_) => in_steps(limit..end, pace, |at, n| self.storage.allocate(at, n)),
             // Foreign bytes lay behind the disk; they are more than it grows by.
             None => {
                 self.storage
@@ -342,18 +343,6 @@ impl Journal {
         let mut space = lock(&self.space);
         space.file_size = end + FOOTER_SIZE;
         space.end = end;
-        Ok(())
-    }
-
-    fn reserve_space(&self, range: Range<u64>, pace: Pace<'_>) -> Result<()> {
-        let total = range.end - range.start;
-        let mut done = 0;
-        while done < total {
-            pace(done, total)?;
-            let step = (total - done).min(GIB);
-            self.storage.allocate(range.start + done, step)?;
-            done += step;
-        }
         Ok(())
     }
 

@@ -51,7 +51,7 @@ fn limits_are_refused_with_their_own_kinds() {
     use DiskType::{Differencing, Dynamic, Fixed};
     let refused = |parameters: &CreateParameters| {
         let storage = Arc::new(MemoryStorage::new());
-        let error = VhdBuilder::new(storage.clone(), parameters)
+        let error = VhdBuilder::new(storage.clone(), parameters, &mut |_, _| Ok(()))
             .err()
             .expect("refused");
         assert_eq!(storage.len().unwrap(), 0, "nothing was written");
@@ -87,7 +87,7 @@ fn payload_goes_where_it_is_placed_and_reads_back() {
         let mut p = parameters(disk_type, 5 * MIB);
         p.block_size = Some(512 * KIB);
         let storage = Arc::new(MemoryStorage::new());
-        let builder = VhdBuilder::new(storage.clone(), &p).unwrap();
+        let builder = VhdBuilder::new(storage.clone(), &p, &mut |_, _| Ok(())).unwrap();
         // Out of order, twice in one block, and the last sector.
         for (offset, byte) in [
             (4 * MIB, 1),

@@ -55,7 +55,7 @@ fn parameters(disk_type: DiskType, size: u64) -> CreateParameters {
 /// A new, empty disk in memory.
 fn create(parameters: &CreateParameters) -> MemoryStorage {
     let storage = Arc::new(MemoryStorage::new());
-    VhdBuilder::new(storage.clone(), parameters)
+    VhdBuilder::new(storage.clone(), parameters, &mut |_, _| Ok(()))
         .unwrap()
         .finish()
         .unwrap();

@@ -11,7 +11,8 @@ use std::ops::Range;
 use super::VhdxImage;
 use crate::error::Result;
 use crate::image::{Backing, Image, Pace};
-use crate::num::{GIB, MIB, round_up, to_usize};
+use crate::num::{MIB, round_up, to_usize};
+use crate::storage::in_steps;
 use crate::vhdx::bat::{self, Block, Geometry, Slot};
 use crate::vhdx::journal::{PlacedPage, Session, write_pages};
 use crate::vhdx::layout::{ITEM_VIRTUAL_DISK_SIZE, REGION_BAT};
@@ -20,8 +21,6 @@ use crate::vhdx::pages::{PAGE, WORDS};
 use crate::vhdx::region::{self, Region};
 use crate::vhdx::space::Span;
 
-/// A fixed disk's new blocks are allocated in such steps.
-const ALLOCATION_STEP: u64 = GIB;
 type Page = Box<[u8]>;
 /// Pages of a new BAT that are written together.
 const PAGES_AT_ONCE: usize = 256;
@@ -183,17 +182,15 @@ impl VhdxImage {
     fn allocate_blocks(&self, count: u64, meter: &mut Meter<'_>) -> Result<u64> {
         let total = count * self.geometry.block_size;
         let at = self.journal.take_space(&*self.storage, total)?;
-        let mut done = 0;
-        let mut allocate = || -> Result<()> {
-            while done < total {
-                let n = (total - done).min(ALLOCATION_STEP);
-                self.storage.allocate(at + done, n)?;
-                done += n;
-                meter.tell(n / ALLOCATION_GAIN)?;
-            }
-            Ok(())
+        let mut told = 0;
+        let mut pace = |done, _| {
+            let more = (done - told) / ALLOCATION_GAIN;
+            told = done;
+            meter.tell(more)
         };
-        match allocate() {
+        match in_steps(at..at + total, &mut pace, |at, n| {
+            self.storage.allocate(at, n)
+        }) {
             Ok(()) => Ok(at),
             Err(e) => {
                 self.give_up(Some((at, total)));

@@ -24,10 +24,12 @@ fn parameters(virtual_size: u64) -> CreateParameters {
 
 fn new_disk(virtual_size: u64) -> Arc<MemoryStorage> {
     let storage = Arc::new(MemoryStorage::new());
-    VhdxBuilder::new(storage.clone(), &parameters(virtual_size))
-        .unwrap()
-        .finish()
-        .unwrap();
+    VhdxBuilder::new(storage.clone(), &parameters(virtual_size), &mut |_, _| {
+        Ok(())
+    })
+    .unwrap()
+    .finish()
+    .unwrap();
     storage
 }
 
@@ -310,7 +312,7 @@ fn a_fixed_file_whose_blocks_have_no_place_yet_keeps_its_length() {
         disk_type: DiskType::Fixed,
         ..parameters(8 * MIB)
     };
-    VhdxBuilder::new(storage.clone(), &parameters)
+    VhdxBuilder::new(storage.clone(), &parameters, &mut |_, _| Ok(()))
         .unwrap()
         .finish()
         .unwrap();
