@@ -105,16 +105,13 @@ Examples:
 /// VHD files not at all; VHDX files can do both. Children of the disk become invalid.
 #[derive(Args, Debug)]
 #[command(after_help = RESIZE_EXAMPLES, arg_required_else_help = true)]
+#[group(id = "new_size", required = true, args = ["size", "to_smallest"])]
 pub(crate) struct ResizeArgs {
     /// The disk
     pub(crate) path: PathBuf,
 
     /// The new size, or how much to add: 80G, +10G
-    #[arg(
-        value_parser = size::parse_change,
-        required_unless_present = "to_smallest",
-        conflicts_with = "to_smallest"
-    )]
+    #[arg(value_parser = size::parse_change)]
     pub(crate) size: Option<size::Change>,
 
     /// As small as the partitions allow

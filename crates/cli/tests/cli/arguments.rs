@@ -130,3 +130,13 @@ fn an_unknown_extension_names_the_choices() {
         assert!(ran.err.contains(choice), "{choice}: {ran:?}");
     }
 }
+
+#[test]
+fn a_resize_without_a_size_is_told_both_ways_to_give_one() {
+    let folder = Folder::new();
+    let ran = folder.run("resize a.vhdx");
+    assert_eq!(ran.code, Some(2));
+    assert!(ran.err.contains("<SIZE|--to-smallest>"), "{ran:?}");
+    let ran = folder.run("resize a.vhdx 1G --to-smallest");
+    assert!(ran.err.contains("cannot be used with"), "{ran:?}");
+}
