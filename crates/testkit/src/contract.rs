@@ -3,6 +3,7 @@
 
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::sync::{Arc, OnceLock};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use vhdkit::disk::{Layer, open_image};
@@ -33,14 +34,26 @@ impl Running {
         }
     }
 
-    /// An operation and what has to be waited for besides.
-    pub fn with<T: Send + 'static>(operation: Operation<T>, then: impl FnOnce() + 'static) -> Self {
+    /// An operation and a thread that ends soon after it, and is waited for also when the operation is dropped.
+    pub fn with<T: Send + 'static>(operation: Operation<T>, thread: JoinHandle<()>) -> Self {
+        struct Joined(Option<JoinHandle<()>>);
+        impl Drop for Joined {
+            fn drop(&mut self) {
+                if let Some(thread) = self.0.take() {
+                    assert!(thread.join().is_ok() || std::thread::panicking());
+                }
+            }
+        }
+        // Dropped in this order.
+        struct Both<T>(Operation<T>, Joined);
+        let both = Both(operation, Joined(Some(thread)));
         Self {
-            observer: operation.observer(),
+            observer: both.0.observer(),
             wait: Box::new(move || {
-                let result = operation.wait().map(drop);
-                then();
-                result
+                // As a whole, so that a closure that is never called drops it in its order.
+                let both = both;
+                let Both(operation, _joined) = both;
+                operation.wait().map(drop)
             }),
         }
     }

@@ -290,7 +290,7 @@ fn break_when_equal<T: Send + 'static>(
             std::thread::yield_now();
         }
     });
-    Running::with(operation, move || breaker.join().unwrap())
+    Running::with(operation, breaker)
 }
 
 /// P-41: a target that fails ends the mirror with its error, and the disk goes on without it.

@@ -399,7 +399,7 @@ fn mirroring(disk: &Arc<VirtualDisk>, folder: &std::path::Path) -> Running {
             std::thread::yield_now();
         }
     });
-    Running::with(operation, move || breaker.join().unwrap())
+    Running::with(operation, breaker)
 }
 
 /// A folder in memory if there is one: the hundreds of files that are made there need not reach a disk.
