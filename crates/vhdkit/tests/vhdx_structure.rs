@@ -1106,6 +1106,47 @@ fn a_stopped_resize_of_a_fixed_disk_leaves_its_size_and_its_length() {
     assert_eq!(disk.layers[0].len().unwrap(), length + 2 * MIB);
 }
 
+/// The two kinds of items have a name space each.
+#[test]
+fn an_item_of_the_user_may_be_called_like_one_of_the_disks_own() {
+    let file = Arc::new(MemoryStorage::new());
+    let parameters =
+        vhdkit::image::CreateParameters::new(Format::Vhdx, DiskType::Dynamic, 64 * MIB);
+    vhdkit::verbs::new_builder(file.clone(), &parameters)
+        .unwrap()
+        .finish()
+        .unwrap();
+    // Virtual disk size, and the locator of a parent that the disk does not have.
+    let items = [
+        Uuid::from_u128(0x2FA54224_CD1B_4876_B211_5DBED83BF4B8),
+        Uuid::from_u128(0xA8D35F2D_B30B_454D_ABF7_D3D84834AB0C),
+    ];
+    assert!(!vhdkit::verbs::set::is_system_item(Uuid::from_u128(7)));
+    for item in items {
+        assert!(vhdkit::verbs::set::is_system_item(item));
+        let mut image = open_image(file.clone(), Format::Vhdx, true).unwrap();
+        let before = image.info();
+        image
+            .write_user_metadata(item, Some(b"the user's"))
+            .unwrap();
+        image.set_physical_sector_size(512).unwrap();
+        image.close().unwrap();
+        let mut image = open_image(file.clone(), Format::Vhdx, true).unwrap();
+        assert_eq!(image.virtual_size(), 64 * MIB);
+        assert_eq!(image.info().disk_type, before.disk_type);
+        assert_eq!(image.read_user_metadata(item).unwrap(), b"the user's");
+        assert_eq!(image.user_metadata().unwrap(), [(item, 10)]);
+        image.write_user_metadata(item, None).unwrap();
+        image.close().unwrap();
+        let image = open_image(file.clone(), Format::Vhdx, false).unwrap();
+        assert_eq!(image.virtual_size(), 64 * MIB);
+        assert!(image.user_metadata().unwrap().is_empty());
+        drop(image);
+        let shared: Arc<dyn Storage> = file.clone();
+        vhdkit_testkit::history::assert_clean(&shared, "after all");
+    }
+}
+
 #[test]
 fn qemu_reads_what_was_packed_resized_and_given_metadata() {
     if !vhdkit_testkit::peers::has_qemu() {

@@ -197,6 +197,17 @@ pub(crate) fn metadata(args: &MetadataArgs, session: &mut Session) -> Result<u8,
             session.out.bytes(&value)?;
         }
         MetadataAction::Set { path, item, output } => {
+            if set::is_system_item(*item) {
+                return Err(Failure::Disk(
+                    Error::new(
+                        ErrorKind::InvalidParameter,
+                        "its own metadata has this identifier, and QEMU, libvhdi and 7-Zip would not tell them apart",
+                    )
+                    .with_path(path)
+                    .while_doing("cannot change the metadata of")
+                    .with_hint("choose any other GUID"),
+                ));
+            }
             let disk = alone(path, true)?;
             let mut value = Vec::new();
             std::io::stdin()

@@ -322,3 +322,16 @@ fn changes_of_metadata_and_their_failures_are_told_as_json() {
         assert_eq!((ran.code, &*ran.out), (Some(1), ""), "{ran:?}");
     }
 }
+
+/// The format allows it, but other programs would take the item for the disk's own.
+#[test]
+fn an_item_is_not_called_like_one_of_the_disks_own() {
+    let folder = Folder::new();
+    folder.ok("create a.vhdx 16M");
+    std::fs::write(folder.path("value"), "8 bytes.").unwrap();
+    let words = "metadata set a.vhdx 2fa54224-cd1b-4876-b211-5dbed83bf4b8";
+    folder
+        .run_with_input(words, "value")
+        .failed(1, "QEMU, libvhdi and 7-Zip");
+    assert_eq!(folder.ok("metadata list a.vhdx"), "");
+}

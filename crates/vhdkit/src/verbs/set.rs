@@ -6,6 +6,7 @@ use uuid::Uuid;
 use crate::disk::VirtualDisk;
 use crate::error::{Context, Result};
 use crate::image::Image;
+use crate::vhdx;
 
 /// Gives the leaf another identifier. In a VHD that is what its children have recorded: they lose their parent. In a
 /// VHDX it is the virtual disk ID (SCSI page 83), which children do not record.
@@ -47,7 +48,14 @@ pub fn read_user_metadata(disk: &VirtualDisk, item: Uuid) -> Result<Vec<u8>> {
     look(disk, |image| image.read_user_metadata(item))
 }
 
-/// Writes, replaces or (`None`) deletes one of the user's metadata items: at most 1024 of at most 1 MiB each.
+/// True for the identifiers of what a VHDX says about itself in the same table. A user's item may have one of them: the
+/// format tells the two apart, and so does Windows. Other programs do not: QEMU, libvhdi and 7-Zip cannot open such a disk.
+pub fn is_system_item(item: Uuid) -> bool {
+    vhdx::is_system_item(item)
+}
+
+/// Writes, replaces or (`None`) deletes one of the user's metadata items: at most 1024 of at most 1 MiB each. Any identifier
+/// but the one of zeros will do; [`is_system_item`] says which are better not taken.
 ///
 /// # Errors
 /// [`ErrorKind::MetadataFull`](crate::ErrorKind) beyond these limits; otherwise as [`read_user_metadata`] and

@@ -37,6 +37,22 @@ pub(crate) use layout::MAX_VIRTUAL_SIZE;
 use crate::error::Result;
 use crate::storage::Storage;
 
+/// See [`crate::verbs::set::is_system_item`].
+pub(crate) fn is_system_item(item: uuid::Uuid) -> bool {
+    [
+        layout::ITEM_FILE_PARAMETERS,
+        layout::ITEM_VIRTUAL_DISK_SIZE,
+        layout::ITEM_VIRTUAL_DISK_ID,
+        layout::ITEM_LOGICAL_SECTOR_SIZE,
+        layout::ITEM_PHYSICAL_SECTOR_SIZE,
+        layout::ITEM_PARENT_LOCATOR,
+        layout::ITEM_INCOMPLETE_FILE,
+        layout::ITEM_CHS_PARAMETERS,
+        layout::ITEM_PMEM_LABELS,
+    ]
+    .contains(&item.into())
+}
+
 /// True if the file starts with the VHDX signature.
 pub fn detect(storage: &dyn Storage) -> Result<bool> {
     let mut signature = [0; 8];
