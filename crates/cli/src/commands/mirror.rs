@@ -29,6 +29,10 @@ pub(crate) fn run(args: &MirrorArgs, session: &mut Session) -> Result<u8, Failur
     } else {
         formats::of_new_file(&args.target, args.format)?
     };
+    if args.existing {
+        formats::refuse_without_signature(&args.target)?;
+    }
+    formats::warn_if_unlike_its_name(&args.source);
     let disk = Arc::new(open.open(&args.source)?);
     let options = MirrorOptions {
         target: args.target.clone(),

@@ -12,6 +12,7 @@ use vhdkit_attach::Attachment;
 use super::{Session, text};
 use crate::args::{ExpandArgs, ProgressChoice, ResizeArgs};
 use crate::failure::{DONE, Failure};
+use crate::formats;
 use crate::output;
 use crate::progress::{follow, stopped};
 use crate::size::{self, Change};
@@ -37,6 +38,7 @@ pub(crate) fn expand(args: &ExpandArgs, session: &mut Session) -> Result<u8, Fai
     {
         return expand_attached(args, &attachment, session);
     }
+    formats::refuse_without_signature(&args.path)?;
     let open = args.parents.open_options()?.writable(!args.dry_run);
     let disk = open.open(&args.path)?;
     let options = ResizeOptions {
@@ -84,6 +86,7 @@ fn expand_attached(
 }
 
 pub(crate) fn run(args: &ResizeArgs, session: &mut Session) -> Result<u8, Failure> {
+    formats::refuse_without_signature(&args.path)?;
     let open = args.parents.open_options()?.writable(!args.dry_run);
     let disk = open.open(&args.path)?;
     let options = ResizeOptions {

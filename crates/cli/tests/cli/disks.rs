@@ -235,6 +235,24 @@ fn a_lost_signature_is_not_passed_over() {
     folder
         .run_with_input("write a.vhdx --offset 0", "word")
         .failed(1, "no vhdx signature");
+    folder.ok("create b.vhdx 1M");
+    for words in [
+        "resize a.vhdx 2M",
+        "resize a.vhdx 2M --dry-run",
+        "expand a.vhdx 2M",
+        "mirror b.vhdx a.vhdx --existing",
+    ] {
+        folder.run(words).failed(1, "no vhdx signature");
+    }
+    assert_eq!(
+        std::fs::metadata(folder.path("a.vhdx")).unwrap().len(),
+        1 << 20
+    );
+    let ran = folder.run("mirror a.vhdx c.vhdx");
+    assert!(
+        ran.code == Some(0) && ran.err.contains("warning"),
+        "{ran:?}"
+    );
 }
 
 #[test]
