@@ -77,6 +77,9 @@ const LOOK_TIME: Duration = Duration::from_millis(20);
 const COMMIT: u64 = GIB;
 const COMMIT_TIME: Duration = Duration::from_secs(2);
 
+/// A byte of a table takes so much longer than one of a block: each word of it is looked at.
+const TABLE_COST: u64 = 64;
+
 /// A byte that is moved is read and written.
 const MOVE_COST: u64 = 2;
 
@@ -127,14 +130,21 @@ fn run(disk: &VirtualDisk, options: &CompactOptions, monitor: &Monitor) -> Resul
     let usage = disk.with_chain(|chain| {
         let image = chain.leaf().image();
         let file_size = image.storage().len()?;
+        let looks = info
+            .block_size
+            .map_or(1, |block| file_size / block * look::LEAST);
         image.usage_telling(&mut |read, all| {
-            tables = read;
-            // Nobody knows yet how much of the file will have to be read.
-            monitor.set(read, all + file_size);
+            tables = read.saturating_mul(TABLE_COST);
+            // Nobody knows yet which blocks are there, and how much of each will have to be read.
+            monitor.set(
+                tables,
+                all.saturating_mul(TABLE_COST).saturating_add(looks.max(1)),
+            );
             monitor.checkpoint()
         })
     })?;
-    monitor.set(tables, tables + usage.payload.max(1));
+    let looks = usage.allocated_blocks.saturating_mul(look::LEAST);
+    monitor.set(tables, tables.saturating_add(looks.max(1)));
     let mut compaction = Compaction {
         disk,
         options,

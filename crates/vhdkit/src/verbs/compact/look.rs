@@ -21,6 +21,9 @@ const READ: u64 = 256 * 1024;
 /// What looking at a block costs besides what is read of it, in bytes that could have been read meanwhile.
 pub(super) const COST: u64 = 16 * 1024;
 
+/// What looking at a block that holds something takes at least.
+pub(super) const LEAST: u64 = COST + FIRST_READ;
+
 /// Threads that look. The data comes from memory or one disk, so more would gain little.
 const THREADS: usize = 4;
 
