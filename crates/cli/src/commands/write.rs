@@ -19,6 +19,8 @@ use crate::size::plural;
 
 /// Unit of reading and writing; a few of them are held in memory.
 const CHUNK: u64 = 1 << 20;
+/// So much is made durable at a time, in bytes: the end has not all of it to wait for, which nobody sees move or can stop.
+const DURABLE: u64 = 256 << 20;
 /// Longest wait for input before looking whether to stop.
 const PATIENCE: Duration = Duration::from_millis(50);
 
@@ -178,6 +180,9 @@ fn copy(
         disk.write_at(offset + done, &chunk)?;
         done += length;
         monitor.advance(length);
+        if done / DURABLE != (done - length) / DURABLE {
+            disk.flush()?;
+        }
     }
     disk.close()?;
     Ok(Ok(done))
