@@ -430,10 +430,7 @@ fn unable(format: Format, what: &str) -> Error {
         ErrorKind::InvalidType,
         format!("a {} disk cannot {what}", format.name()),
     )
-    .with_hint(match format {
-        Format::Vhd => "convert it to VHDX first",
-        _ => "convert it to VHD or VHDX first",
-    })
+    .with_hint("convert it to VHDX first")
 }
 
 /// Told of further bytes done, from any thread.
