@@ -16,7 +16,9 @@ use vhdkit::disk::{Layer, OpenOptions, open_image};
 use vhdkit::image::{CreateParameters, DiskType, Format, ZeroMode};
 use vhdkit::operation::Operation;
 use vhdkit::storage::{MemoryStorage, NewFile, Storage};
-use vhdkit::verbs::mirror::{MirrorOptions, MirrorReport, break_mirror, is_mirrored, mirror};
+use vhdkit::verbs::mirror::{
+    MirrorOptions, MirrorReport, break_mirror, is_mirrored, mirror, mirror_onto,
+};
 use vhdkit::verbs::{new_builder, set};
 use vhdkit::{ErrorKind, Status, VirtualDisk};
 use vhdkit_testkit::fault::{Call, Fault, FaultStorage};
@@ -326,4 +328,96 @@ fn a_write_that_fails_in_the_source_does_not_make_the_copies_differ() {
         }
         drop(operation);
     }
+}
+
+/// An empty disk of `size` bytes over storage that can be told to fail.
+fn faulty(size: u64) -> (Arc<FaultStorage>, VirtualDisk) {
+    let file = Arc::new(MemoryStorage::new());
+    let mut wanted = parameters(Format::Vhdx, DiskType::Dynamic);
+    wanted.virtual_size = size;
+    new_builder(file.clone(), &wanted)
+        .unwrap()
+        .finish()
+        .unwrap();
+    let storage = FaultStorage::new(file);
+    let image = open_image(storage.clone(), Format::Vhdx, true).unwrap();
+    let layers = vec![Layer::new(image, "disk").writable(true)];
+    (storage, VirtualDisk::from_layers(layers, true).unwrap())
+}
+
+/// The target fails at one call or another, while it is filled or when both were the same already: the mirror ends with
+/// that error, and whoever uses the disk does not notice.
+#[test]
+fn p41_a_target_that_fails_ends_the_mirror_with_its_error_and_the_disk_goes_on() {
+    let folder = folder();
+    for (fault, kind) in [
+        (Fault::NoSpace, ErrorKind::DiskFull),
+        (Fault::InputOutput, ErrorKind::WriteFault),
+    ] {
+        let (mut met, mut equal_before) = (0, 0);
+        for k in 0..20 {
+            let path = folder.path().join(format!("source {fault:?} {k}"));
+            let disk = source(&path, Format::Vhdx);
+            let model = model();
+            let mut rng = Rng::new(k);
+            scribble(&disk, &model, &mut rng, 20);
+            let (storage, target) = faulty(SIZE);
+            if k % 2 == 0 {
+                storage.fail_once(&[Call::Write], k / 2, fault);
+            }
+            let operation = mirror_onto(disk.clone(), target);
+            let observer = operation.observer();
+            while observer.progress().status == Status::Pending && !is_mirrored(&disk) {
+                std::thread::yield_now();
+            }
+            if k % 2 == 1 && is_mirrored(&disk) {
+                equal_before += 1;
+                storage.fail_once(&[Call::Write], k / 2, fault);
+            }
+            // Every one of these writes succeeds.
+            scribble(&disk, &model, &mut rng, 60);
+            if storage.injected() > 0 {
+                met += 1;
+                let error = operation.wait().unwrap_err();
+                assert_eq!(error.kind(), kind, "{error}");
+                assert_eq!(observer.progress().status, Status::Failed(kind));
+                assert!(!is_mirrored(&disk));
+                assert_eq!(
+                    break_mirror(&disk).unwrap_err().kind(),
+                    ErrorKind::InvalidState
+                );
+            } else {
+                drop(operation);
+            }
+            scribble(&disk, &model, &mut rng, 5);
+            assert_reads(&disk, &model, "the source");
+        }
+        assert!(met >= 14 && equal_before >= 5, "{met} {equal_before}");
+    }
+}
+
+/// P-40, P-45: both values are the same when both disks are, differ for a moment at most when the disk is written, and are
+/// the same again.
+#[test]
+fn p45_writes_do_not_make_the_percentage_of_a_mirror_fall_for_good() {
+    let folder = folder();
+    let disk = source(&folder.path().join("source"), Format::Vhdx);
+    let model = model();
+    let mut rng = Rng::new(45);
+    scribble(&disk, &model, &mut rng, 20);
+    let operation = mirror(
+        disk.clone(),
+        to(&folder.path().join("copy"), Format::Vhdx, DiskType::Dynamic),
+    );
+    for _ in 0..20 {
+        wait_until_equal(&disk, &operation);
+        let seen = operation.progress();
+        assert_eq!(seen.current, seen.completion, "{seen:?}");
+        assert_eq!(seen.status, Status::Pending);
+        scribble(&disk, &model, &mut rng, 20);
+    }
+    wait_until_equal(&disk, &operation);
+    break_mirror(&disk).unwrap();
+    operation.wait().unwrap();
+    assert_reads(&disk, &model, "the copy");
 }

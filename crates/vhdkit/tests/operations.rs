@@ -573,13 +573,35 @@ fn create_convert_and_compare_keep_the_contract() {
             },
         ))
     };
+    let create_in_memory = || {
+        Running::of(vhdkit::verbs::create::create_disk(
+            Arc::new(MemoryStorage::new()),
+            parameters.clone(),
+        ))
+    };
+    let in_place = || {
+        let path = target();
+        std::fs::write(&path, &bytes).unwrap();
+        Running::of(vhdkit::verbs::in_place::convert_in_place(
+            vhdkit::verbs::in_place::InPlaceOptions {
+                path,
+                format: Format::Vhd,
+                profile: None,
+                identifier: None,
+                identifiers: IdentifierSource::random(),
+                created: 0,
+            },
+        ))
+    };
     let compare = || {
         let open = || VirtualDisk::open(&source).unwrap();
         Running::of(vhdkit::verbs::compare::compare(open(), open()))
     };
     for (name, start) in [
         ("create", &create as &(dyn Fn() -> Running + Sync)),
+        ("create in memory", &create_in_memory),
         ("convert", &convert),
+        ("convert in place", &in_place),
         ("compare", &compare),
     ] {
         let trial = Trial {
