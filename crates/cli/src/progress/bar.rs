@@ -19,27 +19,35 @@ const NARROW: u16 = 56;
 pub(super) struct Bar {
     unit: Unit,
     since: Instant,
+    /// Nothing moves any more, so there is no rate and nobody knows how long it takes.
+    still: bool,
     drawn: ProgressBar,
+}
+
+fn style(unit: Unit, still: bool) -> ProgressStyle {
+    let narrow = Term::stderr().size().1 < NARROW;
+    let template = match unit {
+        Unit::BytesSoFar if narrow => "{msg} {binary_bytes}",
+        _ if narrow => "{msg} {percent:>3}%",
+        Unit::Bytes if !still => {
+            "{msg} {percent:>3}% [{wide_bar}] {binary_bytes_per_sec}, {eta} left"
+        }
+        Unit::BytesSoFar => "{msg} {binary_bytes}, {binary_bytes_per_sec}",
+        _ => "{msg} {percent:>3}% [{wide_bar}]",
+    };
+    ProgressStyle::with_template(template)
+        .unwrap_or_else(|_| ProgressStyle::default_bar())
+        .progress_chars("=> ")
 }
 
 impl Bar {
     pub(super) fn new(unit: Unit) -> Self {
-        let narrow = Term::stderr().size().1 < NARROW;
-        let template = match unit {
-            Unit::BytesSoFar if narrow => "{msg} {binary_bytes}",
-            _ if narrow => "{msg} {percent:>3}%",
-            Unit::Bytes => "{msg} {percent:>3}% [{wide_bar}] {binary_bytes_per_sec}, {eta} left",
-            Unit::BytesSoFar => "{msg} {binary_bytes}, {binary_bytes_per_sec}",
-            _ => "{msg} {percent:>3}% [{wide_bar}]",
-        };
-        let style = ProgressStyle::with_template(template)
-            .unwrap_or_else(|_| ProgressStyle::default_bar())
-            .progress_chars("=> ");
         let bar = ProgressBar::hidden();
-        bar.set_style(style);
+        bar.set_style(style(unit, false));
         Self {
             unit,
             since: Instant::now(),
+            still: false,
             drawn: bar,
         }
     }
@@ -53,6 +61,10 @@ impl View for Bar {
             self.drawn.set_draw_target(target);
         }
         let all = progress.current >= progress.completion && self.unit != Unit::BytesSoFar;
+        if all != self.still {
+            self.still = all;
+            self.drawn.set_style(style(self.unit, all));
+        }
         let note = match (stopping, all) {
             (true, _) => " (stopping)",
             // What is left, mostly writing out what the system still holds in memory, has no numbers.

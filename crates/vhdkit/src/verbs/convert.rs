@@ -65,8 +65,8 @@ pub struct ConvertReport {
     pub file_size: u64,
 }
 
-/// Converts. Units of progress: bytes of the source that hold data, and some for looking for them. A cancelled or failed conversion leaves no file
-/// and never touches the source.
+/// Converts. Units of progress: bytes of the source that hold data, and some for looking for them and for the time that
+/// reserving the space of a fixed disk takes. A cancelled or failed conversion leaves no file and never touches the source.
 ///
 /// # Errors
 /// Through the operation: what opening the source and creating the target can fail with, and

@@ -9,7 +9,8 @@
 //! | fragmentation | [`fragmentation`] |
 //! | is 4k aligned | [`is_4k_aligned`] |
 //! | physical disk | [`HostDisk`](crate::storage::HostDisk) |
-//! | is loaded, change tracking state | not known before disks can be attached and changes tracked |
+//! | is loaded | known to who attached it |
+//! | change tracking state | not known before changes are tracked |
 //!
 //! [`ImageInfo`]: crate::image::ImageInfo
 
