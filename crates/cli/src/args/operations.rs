@@ -105,7 +105,7 @@ Examples:
 /// VHD files not at all; VHDX files can do both. Children of the disk become invalid.
 #[derive(Args, Debug)]
 #[command(after_help = RESIZE_EXAMPLES, arg_required_else_help = true)]
-#[group(id = "new_size", required = true, args = ["size", "to_smallest"])]
+#[group(id = "new_size", required = true, multiple = false, args = ["size", "to_smallest"])]
 pub(crate) struct ResizeArgs {
     /// The disk
     pub(crate) path: PathBuf,
