@@ -20,7 +20,7 @@ use crate::size::plural;
 /// Unit of reading and writing; a few of them are held in memory.
 const CHUNK: u64 = 1 << 20;
 /// So much is made durable at a time, in bytes: the end has not all of it to wait for, which nobody sees move or can stop.
-const DURABLE: u64 = 256 << 20;
+const DURABLE: u64 = 64 << 20;
 /// Longest wait for input before looking whether to stop.
 const PATIENCE: Duration = Duration::from_millis(50);
 
