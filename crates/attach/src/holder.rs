@@ -35,11 +35,15 @@ pub(crate) const WORD: &str = "attach-holder";
 const ATTEMPTS: usize = 64;
 
 /// When the partition table is looked at after it was written, each time after the one before: whoever wrote it may yet
-/// ask the kernel to forget the partitions and look, which takes ours away where the kernel cannot read tables.
-const LOOKS: [Duration; 3] = [
+/// ask the kernel to forget the partitions and look, which takes ours away where the kernel cannot read tables. On a machine
+/// with much else to do that may be a while later.
+const LOOKS: [Duration; 6] = [
     Duration::from_millis(20),
     Duration::from_millis(200),
     Duration::from_secs(1),
+    Duration::from_secs(5),
+    Duration::from_secs(20),
+    Duration::from_mins(1),
 ];
 
 /// What a holder says.
