@@ -11,6 +11,7 @@ use rustix::process::{Pid, Signal};
 use uuid::Uuid;
 use vhdkit::error::Context;
 use vhdkit::image::Format;
+use vhdkit::runtime::RuntimeFolder;
 use vhdkit::{Error, ErrorKind, Result};
 
 use crate::backend::{self, BackendKind};
@@ -23,6 +24,9 @@ use crate::{locate, server, sys, ublk};
 
 /// How long the last writes of a device that is being detached may take.
 const PATIENCE: Duration = Duration::from_mins(1);
+/// How often, and after which time each, a device that is in use is looked at again before it is said to be.
+const LOOKS: u32 = 10;
+const LOOK: Duration = Duration::from_millis(20);
 
 /// How long an attachment lasts.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -192,11 +196,26 @@ fn unsayable(folder: &Path) -> Error {
         .with_hint("give it another name, or name the parents themselves")
 }
 
+/// True if the server of a folder in which every access fails was only just killed: the kernel closes its files one after
+/// the other, and that of its record is not the first.
+fn is_dying(folder: &Path) -> Result<bool> {
+    let absolute = std::path::absolute(folder).unwrap_or_default();
+    let (Some(parent), Some(name)) = (absolute.parent(), absolute.file_name()) else {
+        return Ok(false);
+    };
+    let real = usage::real_path(parent)
+        .ok()
+        .map(|parent| parent.join(name));
+    let is_it = |one: &Attachment| one.alive && one.folder.is_some() && one.folder == real;
+    Ok(list()?.iter().any(is_it))
+}
+
 /// An absolute path of a folder that a file system can be mounted on.
 fn checked_folder(folder: &Path) -> Result<PathBuf> {
-    if usage::is_dead(folder) {
-        // It may be ours, and nobody has looked since.
-        list()?;
+    let until = Instant::now() + PATIENCE;
+    // It may be ours, and nobody has looked since: looking clears up.
+    while usage::is_dead(folder) && is_dying(folder)? && Instant::now() < until {
+        std::thread::sleep(Duration::from_millis(5));
     }
     if usage::is_dead(folder) {
         return Err(Error::new(
@@ -384,26 +403,31 @@ fn loop_file(device: &Path) -> Option<String> {
 /// # Errors
 /// [`ErrorKind::AccessDenied`] if the runtime folder cannot be believed; else what reading it fails with.
 pub fn list() -> Result<Vec<Attachment>> {
-    let mut found = Vec::new();
-    if let Some(folder) = record::existing_folder().while_doing("cannot list attached disks")? {
-        for (record, alive) in record::all(&folder)? {
-            if alive && record.device.as_os_str().is_empty() {
-                // It has only just been started, and may yet fail.
-                continue;
-            }
-            let attachment = describe(record.clone(), alive);
-            if !alive && clean_up(&record, &attachment) {
-                record::remove(&folder, &record.id);
-                if record.device.as_os_str().is_empty() {
-                    continue;
-                }
-            }
-            found.push(attachment);
-        }
-    }
+    let folder = record::existing_folder().while_doing("cannot list attached disks")?;
+    let mut found = folder.map_or_else(|| Ok(Vec::new()), |folder| recorded(&folder))?;
     for record in unrecorded(&found) {
         let alive = is_alive(record.pid);
         found.push(describe(record, alive));
+    }
+    Ok(found)
+}
+
+/// Those that are written down.
+fn recorded(folder: &RuntimeFolder) -> Result<Vec<Attachment>> {
+    let mut found = Vec::new();
+    for (record, alive) in record::all(folder)? {
+        if alive && record.device.as_os_str().is_empty() {
+            // It has only just been started, and may yet fail.
+            continue;
+        }
+        let attachment = describe(record.clone(), alive);
+        if !alive && clean_up(&record, &attachment) {
+            record::remove(folder, &record.id);
+            if record.device.as_os_str().is_empty() {
+                continue;
+            }
+        }
+        found.push(attachment);
     }
     Ok(found)
 }
@@ -638,7 +662,13 @@ impl Attachment {
             .collect();
         let mut except = usage::children(self.pid);
         except.push(self.pid);
-        users.extend(usage::other_users(&self.devices(), &except));
+        let devices = self.devices();
+        let others = || usage::other_users(&devices, &except);
+        users.extend(if users.is_empty() {
+            lasting(others)
+        } else {
+            others()
+        });
         if users.is_empty() {
             return Ok(());
         }
@@ -732,6 +762,20 @@ impl Told {
     }
 }
 
+/// Those who use it, but for whoever only has a look: udev does at every new device, and who takes the next free loop device
+/// may have this one open for a moment.
+fn lasting(look: impl Fn() -> Vec<String>) -> Vec<String> {
+    let mut users = look();
+    for _ in 0..LOOKS {
+        if users.is_empty() {
+            break;
+        }
+        std::thread::sleep(LOOK);
+        users = look();
+    }
+    users
+}
+
 /// True while there is such a process, and it is not only waiting to be buried.
 fn is_alive(pid: u32) -> bool {
     let Ok(text) = std::fs::read_to_string(format!("/proc/{pid}/stat")) else {
@@ -741,4 +785,68 @@ fn is_alive(pid: u32) -> bool {
         .rsplit_once(") ")
         .and_then(|(_, rest)| rest.chars().next());
     !matches!(state, Some('Z' | 'X') | None)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use super::*;
+
+    #[test]
+    fn who_only_has_a_look_at_a_device_does_not_use_it() {
+        let seen = std::cell::Cell::new(0);
+        let look = |last: u32| {
+            seen.set(seen.get() + 1);
+            if seen.get() > last {
+                Vec::new()
+            } else {
+                vec![format!("process {}", seen.get())]
+            }
+        };
+        assert!(lasting(|| look(2)).is_empty());
+        assert_eq!(seen.take(), 3);
+        assert_eq!(lasting(|| look(u32::MAX)).len(), 1);
+        assert_eq!(seen.take(), 1 + LOOKS);
+    }
+
+    #[test]
+    fn a_disk_whose_server_has_died_is_listed_once_more() {
+        let base = tempfile::tempdir().unwrap();
+        let folder = RuntimeFolder::make_at(&base.path().join("vhdkit")).unwrap();
+        let record = Record {
+            id: "1a2b3c4d".into(),
+            path: "/disks/a.vhdx".into(),
+            file: (1, 2),
+            device: base.path().join("disk.img"),
+            folder: Some(base.path().into()),
+            backend: BackendKind::File,
+            pid: 1,
+            read_only: false,
+            permanent: true,
+            virtual_size: 4096,
+            sector_size: 512,
+            leaving: false,
+            last_error: None,
+        };
+        let mut file = folder.create_entry("1a2b3c4d.attachment").unwrap();
+        file.write_all(&serde_json::to_vec(&record).unwrap())
+            .unwrap();
+        file.lock().unwrap();
+        for _ in 0..2 {
+            let all = recorded(&folder).unwrap();
+            assert!(all.len() == 1 && all[0].alive, "{all:?}");
+        }
+        file.unlock().unwrap();
+        let all = recorded(&folder).unwrap();
+        assert!(all.len() == 1 && !all[0].alive, "{all:?}");
+        assert!(recorded(&folder).unwrap().is_empty());
+        assert!(
+            folder
+                .entries("")
+                .unwrap()
+                .iter()
+                .all(|name| name.starts_with('.'))
+        );
+    }
 }
