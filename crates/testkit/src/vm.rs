@@ -29,7 +29,7 @@ use std::time::{Duration, Instant};
 use crate::require::require;
 
 /// Longest time for a guest. It boots in seconds; a machine with much else to do needs more.
-const PATIENCE: Duration = Duration::from_secs(400);
+const PATIENCE: Duration = Duration::from_mins(15);
 /// What the guest says last: followed by the exit code of its script.
 const END: &str = "GUEST-ENDS-WITH ";
 

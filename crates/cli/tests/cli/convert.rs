@@ -6,6 +6,8 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
+use vhdkit_testkit::require::require;
+
 use crate::support::{Folder, real_disk};
 
 #[test]
@@ -82,6 +84,7 @@ fn progress_lines_begin_pending_and_end_with_the_result() {
 fn progress_is_told_also_while_nothing_moves() {
     let folder = Folder::new();
     folder.ok("create a.img 1M");
+    let started = Instant::now();
     let mut child = folder
         .command("write a.img --offset 0 --progress json")
         .stdin(Stdio::piped())
@@ -91,15 +94,19 @@ fn progress_is_told_also_while_nothing_moves() {
         .unwrap();
     let input = child.stdin.take().unwrap();
     let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
-    let first = Instant::now();
     lines.next().unwrap().unwrap();
-    let begun = Instant::now();
-    for _ in 0..5 {
-        assert!(lines.next().unwrap().unwrap().contains("\"status\":997"));
-    }
-    // Ten times a second; a busy machine is given some time.
-    assert!(first.elapsed() < Duration::from_secs(3));
-    assert!(begun.elapsed() > Duration::from_millis(350));
+    let mut five = || {
+        let begun = Instant::now();
+        for _ in 0..5 {
+            assert!(lines.next().unwrap().unwrap().contains("\"status\":997"));
+        }
+        begun.elapsed()
+    };
+    // Ten times a second, and not more often, whoever reads late. A busy machine is given some time, and some tries.
+    let first = five();
+    assert!(started.elapsed() >= Duration::from_millis(500));
+    let quick = Duration::from_secs(3);
+    assert!(first < quick || (0..20).any(|_| five() < quick));
     drop(input);
     assert!(lines.last().unwrap().unwrap().contains("\"status\":0"));
     assert!(child.wait().unwrap().success());
@@ -107,12 +114,8 @@ fn progress_is_told_also_while_nothing_moves() {
 
 #[test]
 fn other_programs_read_what_is_made() {
-    if Command::new("qemu-img").arg("--version").output().is_err() {
-        assert!(
-            std::env::var_os("CI").is_none(),
-            "qemu-img is missing, and CI is set"
-        );
-        eprintln!("SKIPPED: needs qemu-img");
+    let qemu_img = Command::new("qemu-img").arg("--version").output();
+    if !require(qemu_img.is_ok(), "needs qemu-img") {
         return;
     }
     let folder = Folder::new();
@@ -153,8 +156,7 @@ fn a_block_device_is_written_in_place_when_asked() {
         $V compare a.vhd $D > /dev/null; echo $?
         $V convert a.vhd $D --format vhdx --force; echo $?";
     let ran = folder.shell(script);
-    if ran.code == Some(99) {
-        eprintln!("SKIPPED: needs root and a loop device: {}", ran.err);
+    if !require(ran.code != Some(99), "needs root and a loop device") {
         return;
     }
     assert_eq!(ran.out, "1\n0\n0\n1\n", "{ran:?}");

@@ -44,17 +44,17 @@ cp /mnt/noise /mnt/flushed
 sync
 exec 8< $D
 (while dd if=/dev/zero of=/mnt/x bs=64k count=50 conv=fsync; do :; done; echo ended > /tmp/writer) 2>/dev/null &
-sleep 1
+for i in $(seq 600); do [ -s /mnt/x ] && break; sleep 0.1; done
 S=$(sed -n 's/.*"pid":\([0-9]*\).*/\1/p' /run/vhdkit/*.attachment)
 kill -9 $S
-for i in 1 2 3 4 5 6 7 8 9 10; do [ -e /tmp/writer ] && break; sleep 0.2; done
+for i in $(seq 300); do [ -e /tmp/writer ] && break; sleep 0.2; done
 [ -e /tmp/writer ]
 # Whoever still has it open reads nothing, and waits for nothing.
 [ $(dd bs=4k count=1 skip=5000 iflag=direct <&8 | wc -c) = 0 ]
 exec 8<&-
 fails dd if=/dev/zero of=/mnt/y bs=64k count=1 conv=fsync
 # What is left of the device has gone without anybody looking.
-for i in 1 2 3 4 5 6 7 8 9 10; do [ "$(echo /dev/ublk*)" = /dev/ublk-control ] && break; sleep 0.5; done
+for i in $(seq 120); do [ "$(echo /dev/ublk*)" = /dev/ublk-control ] && break; sleep 0.5; done
 [ "$(echo /dev/ublk*)" = /dev/ublk-control ]
 # What is still mounted is told, and the way out; taken for detached it must not be.
 fails vhdkit detach "$I" 2> /tmp/refusal
@@ -143,7 +143,7 @@ vhdkit detach --lazy $D
 sleep 0.5
 [ -e $D ]
 exec 9<&-
-for i in 1 2 3 4 5 6 7 8 9 10; do [ -e $D ] || break; sleep 0.2; done
+for i in $(seq 300); do [ -e $D ] || break; sleep 0.2; done
 [ ! -e $D ]
 "#
     );
@@ -161,7 +161,7 @@ D=$(vhdkit attach $I | head -1 | cut -d' ' -f1)
 # Written while the device is in use, by somebody who tells nobody.
 mount -t ext4 ${{D}}p1 /mnt
 echo 'size=32MiB' | sfdisk -q --append --no-reread --no-tell-kernel $D
-for i in 1 2 3 4 5 6 7 8 9 10; do [ -b ${{D}}p3 ] && break; sleep 0.5; done
+for i in $(seq 120); do [ -b ${{D}}p3 ] && break; sleep 0.5; done
 [ "$(echo ${{D}}p*)" = "${{D}}p1 ${{D}}p2 ${{D}}p3" ]
 umount /mnt
 vhdkit detach $D

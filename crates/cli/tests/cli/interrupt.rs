@@ -1,16 +1,22 @@
 //! Ctrl-C, SIGTERM and kill -9.
 
 use std::io::{BufRead, BufReader, Read, Write};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Stdio};
+
+use rustix::process::{Pid, Signal, kill_process};
 
 use crate::support::{Folder, Ran};
 
+/// Without a program in between, which on a busy machine would arrive when all is over.
 pub(crate) fn signal(child: &Child, name: &str) {
-    let sent = Command::new("kill")
-        .args(["-s", name, &child.id().to_string()])
-        .status()
-        .unwrap();
-    assert!(sent.success());
+    let signal = match name {
+        "INT" => Signal::INT,
+        "TERM" => Signal::TERM,
+        "HUP" => Signal::HUP,
+        "KILL" => Signal::KILL,
+        other => panic!("{other} is no signal of these tests"),
+    };
+    kill_process(Pid::from_child(child), signal).unwrap();
 }
 
 /// Starts a conversion and returns when it is under way.
@@ -40,7 +46,7 @@ fn an_interrupted_conversion_leaves_no_file() {
         for &target in targets {
             let mut stopped = false;
             // A file system with reflinks may be done before the signal arrives.
-            for _ in 0..5 {
+            for _ in 0..20 {
                 let (mut child, mut err) = converting(&folder, target);
                 signal(&child, name);
                 let mut rest = String::new();

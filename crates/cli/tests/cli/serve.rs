@@ -319,9 +319,15 @@ fn who_may_not_serve_there_is_told_where_one_may() {
         command
             .arg(&program)
             .args(words.split(' '))
-            .current_dir(place.path());
+            .current_dir(place.path())
+            .env_remove("XDG_RUNTIME_DIR")
+            .env("TMPDIR", place.path().join("tmp"));
         Ran::of(&command.output().unwrap())
     };
+    // For what they have running.
+    let theirs = place.path().join("tmp");
+    std::fs::create_dir(&theirs).unwrap();
+    everybody(&theirs, 0o777);
     let disk = Folder::new();
     disk.ok("create a.vhdx 8M");
     let copy = place.path().join("a.vhdx");

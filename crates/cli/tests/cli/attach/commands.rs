@@ -2,7 +2,7 @@
 
 use std::os::unix::fs::MetadataExt;
 
-use super::{Attached, can_attach, has, refused_for, sh, sleeper};
+use super::{Attached, can_attach, eventually, has, refused_for, sh, sleeper};
 use crate::support::Folder;
 
 #[test]
@@ -128,7 +128,7 @@ fn a_detach_that_takes_long_says_what_it_waits_for_and_can_be_interrupted() {
     let said = sh(
         &folder,
         "",
-        "for i in $(seq 600); do [ -s err ] && break; sleep 0.1; done; cat err",
+        "for i in $(seq 1200); do [ -s err ] && break; sleep 0.1; done; cat err",
     );
     sh(&folder, "", &format!("kill -INT {}", waiting.id()));
     let code = waiting.wait().unwrap().code();
@@ -138,6 +138,20 @@ fn a_detach_that_takes_long_says_what_it_waits_for_and_can_be_interrupted() {
     assert_eq!(code, Some(130), "{said}");
     let expected = format!("waiting for its server (process {pid})");
     assert!(said.contains(&expected), "{said:?}");
+}
+
+/// How many servers have a file open.
+fn openers(path: &std::path::Path) -> usize {
+    let has_it = |process: &std::path::Path| {
+        let words = std::fs::read(process.join("cmdline")).unwrap_or_default();
+        let mut files = std::fs::read_dir(process.join("fd")).into_iter().flatten();
+        String::from_utf8_lossy(&words).contains("attach-server\0serve")
+            && files.any(|file| {
+                file.is_ok_and(|file| std::fs::read_link(file.path()).is_ok_and(|to| to == path))
+            })
+    };
+    let processes = std::fs::read_dir("/proc").unwrap().flatten();
+    processes.filter(|process| has_it(&process.path())).count()
 }
 
 /// Attaches that begin at the same time, as far as that goes: both wait for their parent, which lies on a file system
@@ -160,7 +174,8 @@ fn of_two_that_attach_a_disk_at_once_one_gets_it_also_if_both_only_read() {
             folder.shell_child(&words)
         })
         .collect();
-    std::thread::sleep(std::time::Duration::from_millis(1500));
+    let child = folder.path("child.vhdx").canonicalize().unwrap();
+    eventually("both to have the child open", || openers(&child) == 2);
     signal("CONT");
     let codes: Vec<_> = both
         .iter_mut()
@@ -224,8 +239,13 @@ fn mount_and_unmount_are_one_step_each() {
     sh(
         &folder,
         attached.device(),
-        "printf 'label: gpt\\n- 50M L\\n- - L\\n' | sfdisk -q $D; sync; sleep 1.5; mkfs.ext4 -q ${D}p2; mkdir m",
+        "printf 'label: gpt\\n- 50M L\\n- - L\\n' | sfdisk -q $D; mkdir m",
     );
+    let second = format!("{}p2", attached.device());
+    eventually("the second partition", || {
+        std::path::Path::new(&second).exists()
+    });
+    sh(&folder, attached.device(), "mkfs.ext4 -q ${D}p2");
     folder.ok("detach disk.vhdx");
     attached.gone();
 
