@@ -176,7 +176,7 @@ cleanup() {{
 }}
 trap cleanup EXIT
 nbdfuse f/disk.img '{uri}' &
-for i in $(seq 300); do [ -e f/disk.img ] && break; sleep 0.1; done
+for i in $(seq 1200); do [ -e f/disk.img ] && break; sleep 0.1; done
 L=$(losetup -f --show --direct-io=on f/disk.img)
 mkfs.ext4 -q $L
 mount $L m

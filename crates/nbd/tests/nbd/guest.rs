@@ -45,7 +45,7 @@ fn linux_connects_twice_partitions_trims_and_keeps_every_byte() {
 nbd-client -N a.vhdx 10.0.2.2 {port} /dev/nbd0 -C 2
 [ $(cat /sys/block/nbd0/queue/discard_max_bytes) != 0 ]
 printf 'label: gpt\nsize=200MiB\nsize=20MiB\n' | sfdisk -q /dev/nbd0
-for i in 1 2 3 4 5 6 7 8 9 10; do [ -b /dev/nbd0p2 ] && break; sleep 1; done
+for i in $(seq 60); do [ -b /dev/nbd0p2 ] && break; sleep 1; done
 mkfs.ext4 -q /dev/nbd0p1
 mount -t ext4 -o discard /dev/nbd0p1 /mnt
 head -c 30000000 /dev/urandom > /mnt/noise
@@ -53,9 +53,9 @@ sha256sum /mnt/noise > /tmp/sum
 sync
 umount /mnt
 nbd-client -d /dev/nbd0
-sleep 1
+for i in $(seq 60); do [ -e /sys/block/nbd0/pid ] || break; sleep 1; done
 nbd-client -N a.vhdx 10.0.2.2 {port} /dev/nbd0 -C 2
-for i in 1 2 3 4 5 6 7 8 9 10; do [ -b /dev/nbd0p1 ] && break; sleep 1; done
+for i in $(seq 60); do [ -b /dev/nbd0p1 ] && break; sleep 1; done
 mount -t ext4 /dev/nbd0p1 /mnt
 sha256sum -c /tmp/sum
 rm /mnt/noise; sync

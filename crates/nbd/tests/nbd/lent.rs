@@ -211,7 +211,7 @@ fn places_change_hands_before_the_client_reads(folder: &Path) {
     for (stream, _) in &clients {
         let begun = Instant::now();
         while rustix::io::ioctl_fionread(stream).unwrap() < 32 << 10 {
-            assert!(begun.elapsed() < Duration::from_mins(1), "no reply");
+            assert!(begun.elapsed() < Duration::from_mins(5), "no reply");
             std::thread::sleep(Duration::from_millis(2));
         }
     }
@@ -451,7 +451,7 @@ fn a_client_that_goes_away_in_the_middle_of_a_write_has_written_no_more_than_it_
     let before = received.load(Ordering::SeqCst);
     let begun = Instant::now();
     while received.load(Ordering::SeqCst) == before {
-        assert!(begun.elapsed() < Duration::from_mins(1), "nothing written");
+        assert!(begun.elapsed() < Duration::from_mins(5), "nothing written");
         std::thread::sleep(Duration::from_millis(2));
     }
     drop(raw);

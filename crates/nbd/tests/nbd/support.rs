@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 use vhdkit::image::{CreateParameters, DiskType, Format};
@@ -22,6 +22,8 @@ pub(crate) struct Memory {
     pub(crate) bytes: Mutex<Vec<u8>>,
     /// What each read and write takes.
     pub(crate) delay: Duration,
+    /// Once this is set, a read waits until so many have been underway at once.
+    pub(crate) together: Arc<AtomicUsize>,
     /// Reads and writes of this byte fail.
     pub(crate) damaged: Option<u64>,
     pub(crate) read_only: bool,
@@ -44,6 +46,7 @@ impl Memory {
         Self {
             bytes: Mutex::new(bytes.collect()),
             delay: Duration::ZERO,
+            together: Arc::default(),
             damaged: None,
             read_only: false,
             fails_with: None,
@@ -90,6 +93,12 @@ impl Export for Memory {
         let reading = self.reading.fetch_add(1, Ordering::SeqCst) + 1;
         self.most_reading.fetch_max(reading, Ordering::SeqCst);
         std::thread::sleep(self.delay);
+        let begun = Instant::now();
+        while self.most_reading.load(Ordering::SeqCst) < self.together.load(Ordering::SeqCst)
+            && begun.elapsed() < Duration::from_mins(1)
+        {
+            std::thread::sleep(Duration::from_millis(1));
+        }
         self.reading.fetch_sub(1, Ordering::SeqCst);
         if self.is_damaged(offset, buf.len() as u64) {
             return Err(Error::new(ErrorKind::ReadFault, "the medium is damaged"));
