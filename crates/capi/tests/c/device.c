@@ -4,6 +4,20 @@
 #include <fcntl.h>
 #include <unistd.h>
 
+/* The file under a loop device, which names the attachment; nothing for other devices. As soon as a device is free, another
+ * process may have one of the same name. */
+static void read_mark(const char *device, char mark[256]) {
+    char path[512];
+    FILE *file;
+    memset(mark, 0, 256);
+    snprintf(path, sizeof path, "/sys/block/%s/loop/backing_file", strrchr(device, '/') + 1);
+    file = fopen(path, "r");
+    if (file) {
+        CHECK(fgets(mark, 256, file) != NULL || mark[0] == 0);
+        fclose(file);
+    }
+}
+
 /* The device's path as bytes. */
 static const char *device_of(HANDLE handle) {
     static char path[256];
@@ -19,8 +33,9 @@ static const char *device_of(HANDLE handle) {
     return path;
 }
 
-/* True if the device is in the list of all. */
-static int is_listed(const char *device) {
+/* True if the device is in the list of all, and is still the one that was marked. */
+static int is_listed(const char *device, const char *mark) {
+    char now[256];
     ULONG size = 0;
     DWORD code;
     WCHAR *list = NULL, *at;
@@ -37,7 +52,8 @@ static int is_listed(const char *device) {
         found |= strcmp(path, device) == 0;
     }
     free(list);
-    return found;
+    read_mark(device, now);
+    return found && strcmp(now, mark) == 0;
 }
 
 static void write_device(const char *device, off_t offset, int byte) {
@@ -79,7 +95,7 @@ static DWORD flags_of(HANDLE handle, char *device, size_t room) {
 
 static void a_device_is_read_and_written(const char *name) {
     HANDLE disk = create(name, 16 * MB), second = NULL;
-    char device[256], named[256];
+    char device[256], mark[256], named[256];
     unsigned char sector[512];
     OVERLAPPED o = with_event();
     DWORD n;
@@ -88,7 +104,8 @@ static void a_device_is_read_and_written(const char *name) {
     EXPECT(ERROR_SUCCESS, AttachVirtualDisk(disk, NULL, ATTACH_VIRTUAL_DISK_FLAG_NONE, 0, NULL, &o));
     EXPECT(ERROR_SUCCESS, progress(disk, &o).OperationStatus); /* P-31 */
     strcpy(device, device_of(disk));
-    CHECK(is_listed(device));
+    read_mark(device, mark);
+    CHECK(is_listed(device, mark));
     CHECK(info(disk, GET_VIRTUAL_DISK_INFO_IS_LOADED).IsLoaded && virtual_size(disk) == 16 * MB);
     CHECK(flags_of(disk, named, sizeof named) == 0 && strcmp(named, device) == 0);
     write_device(device, 5 * MB, 0x5A);
@@ -115,7 +132,7 @@ static void a_device_is_read_and_written(const char *name) {
         close(user);
     }
     detach(second);
-    CHECK(!is_listed(device));
+    CHECK(!is_listed(device, mark));
     CHECK(!info(disk, GET_VIRTUAL_DISK_INFO_IS_LOADED).IsLoaded);
     close_handle(second);
     /* The first handle goes on with what was written. */
@@ -129,20 +146,21 @@ static void a_device_is_read_and_written(const char *name) {
 
 static void it_goes_with_the_last_handle(void) {
     HANDLE disk = create("last.vhdx", 8 * MB);
-    char device[256];
+    char device[256], mark[256];
     int i;
     EXPECT(ERROR_SUCCESS, attach_device(disk, ATTACH_VIRTUAL_DISK_FLAG_NONE));
     strcpy(device, device_of(disk));
+    read_mark(device, mark);
     close_handle(disk);
-    for (i = 0; i < 500 && is_listed(device); i++)
+    for (i = 0; i < 12000 && is_listed(device, mark); i++)
         Sleep(10);
-    CHECK(!is_listed(device));
+    CHECK(!is_listed(device, mark));
     close_handle(open_v2("last.vhdx"));
 }
 
 static void read_only_and_permanent(void) {
     HANDLE disk = create("permanent.vhdx", 8 * MB), other = NULL;
-    char device[256], named[256];
+    char device[256], mark[256], named[256];
     int file;
     attach(disk);
     put(disk, 0, 7);
@@ -150,6 +168,7 @@ static void read_only_and_permanent(void) {
     EXPECT(ERROR_SUCCESS,
            attach_device(disk, ATTACH_VIRTUAL_DISK_FLAG_READ_ONLY | ATTACH_VIRTUAL_DISK_FLAG_PERMANENT_LIFETIME));
     strcpy(device, device_of(disk));
+    read_mark(device, mark);
     CHECK(read_device(device, 0) == 7);
     file = open(device, O_RDWR);
     CHECK(file < 0 || pwrite(file, named, 0, 0) <= 0);
@@ -159,14 +178,14 @@ static void read_only_and_permanent(void) {
           (DWORD)(DEPENDENT_DISK_FLAG_READ_ONLY | DEPENDENT_DISK_FLAG_PERMANENT_LIFETIME));
     close_handle(disk);
     /* It is still there, for whoever may detach it, but not for writing. */
-    CHECK(is_listed(device));
+    CHECK(is_listed(device, mark));
     EXPECT(ERROR_ACCESS_DENIED, try_open("permanent.vhdx", OPEN_VIRTUAL_DISK_FLAG_NONE, FALSE, FALSE, &other));
     other = open_v1("permanent.vhdx",
                     (VIRTUAL_DISK_ACCESS_MASK)(VIRTUAL_DISK_ACCESS_DETACH | VIRTUAL_DISK_ACCESS_GET_INFO), 0);
     CHECK(strcmp(device, device_of(other)) == 0);
     detach(other);
     close_handle(other);
-    CHECK(!is_listed(device));
+    CHECK(!is_listed(device, mark));
     close_handle(open_v2("permanent.vhdx"));
 }
 
