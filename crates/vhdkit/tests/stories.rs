@@ -750,7 +750,7 @@ fn t30_an_empty_disk_of_64_tib_is_small_and_fast() {
         disk.write_at(64 * TIB - 512, &[1; 512]).unwrap();
         disk.close().unwrap();
     }
-    assert!(begun.elapsed().as_secs() < 5, "{:?}", begun.elapsed());
+    assert!(begun.elapsed().as_secs() < 60, "{:?}", begun.elapsed());
 }
 
 #[test]

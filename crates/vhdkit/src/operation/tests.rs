@@ -32,7 +32,7 @@ fn p07_asking_never_waits_for_the_work_and_changes_nothing() {
     });
     let started = Instant::now();
     while operation.progress().completion != 7 {
-        assert!(started.elapsed() < Duration::from_secs(10));
+        assert!(started.elapsed() < Duration::from_mins(2));
     }
     for _ in 0..1000 {
         let p = operation.progress();

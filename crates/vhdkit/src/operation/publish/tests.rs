@@ -58,7 +58,7 @@ fn endless(monitor: &Monitor) -> Result<()> {
 fn eventually(mut holds: impl FnMut() -> bool) {
     let started = Instant::now();
     while !holds() {
-        assert!(started.elapsed() < Duration::from_secs(20));
+        assert!(started.elapsed() < Duration::from_mins(2));
         std::thread::sleep(Duration::from_millis(2));
     }
 }
@@ -66,6 +66,8 @@ fn eventually(mut holds: impl FnMut() -> bool) {
 #[test]
 fn an_operation_is_seen_while_it_runs_and_its_end_by_whoever_watches() {
     let place = Place::new();
+    // To the millisecond, as it is written down.
+    let before = SystemTime::now() - Duration::from_millis(1);
     let operation = Operation::start("test", endless);
     let published = place.publish(&operation, "/no/such/disk.vhdx");
     let mut all = place.pending();
@@ -75,7 +77,7 @@ fn an_operation_is_seen_while_it_runs_and_its_end_by_whoever_watches() {
     assert_eq!(seen.path(), Path::new("/no/such/disk.vhdx"));
     assert_eq!((seen.other(), seen.unit()), (None, Unit::Bytes));
     assert_eq!(seen.pid(), std::process::id());
-    assert!(seen.started().elapsed().unwrap() < Duration::from_secs(20));
+    assert!((before..=SystemTime::now()).contains(&seen.started()));
     eventually(|| seen.refresh() == Standing::Running && seen.progress().completion == 4);
     assert_eq!(seen.progress().current, 1);
 
@@ -119,9 +121,7 @@ fn a_request_from_elsewhere_reaches_the_operation() {
     let path = Path::new("/a/disk");
     let mut asked = cancel_all(only_on(place.pending(), path), path).unwrap();
     assert_eq!(asked.len(), 1);
-    let started = Instant::now();
     assert_eq!(operation.wait().unwrap_err().kind(), ErrorKind::Aborted);
-    assert!(started.elapsed() < Duration::from_secs(10));
     assert!(asked[0].is_cancel_requested());
     eventually(|| asked[0].refresh() == Standing::Over);
 

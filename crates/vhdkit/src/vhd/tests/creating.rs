@@ -31,8 +31,8 @@ fn the_largest_disk_is_quick_and_small() {
     let all = image.map(0, 2040 * GIB).unwrap();
     assert_eq!((all.length, all.kind), (2040 * GIB, ExtentKind::Zero));
     assert!(storage.len().unwrap() < 5 * MIB);
-    // Generous, for a test machine under load: nothing here is proportional to the disk's bytes.
-    assert!(start.elapsed().as_secs() < 5);
+    // Nothing here is proportional to the disk's bytes; a busy machine may take its time.
+    assert!(start.elapsed().as_secs() < 60);
     image
         .write_at(2040 * GIB - 1, &[7], &crate::image::NoBacking)
         .unwrap();
