@@ -17,5 +17,5 @@ for target in "$@"; do
     # What is found on the way goes into a folder of its own; the committed inputs are only read.
     mkdir -p "target/found/$target"
     cargo fuzz run --sanitizer none "$target" "target/found/$target" "corpus/$target" -- \
-        -max_total_time="$seconds" -timeout=25 -rss_limit_mb=2048 -max_len=4096
+        -max_total_time="$seconds" -timeout=100 -rss_limit_mb=2048 -max_len=4096
 done

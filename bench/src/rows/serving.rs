@@ -69,7 +69,7 @@ pub(crate) fn hold(socket: &str) -> Result<UnixStream> {
     let mut stream = loop {
         match UnixStream::connect(socket) {
             Ok(stream) => break stream,
-            Err(e) if begun.elapsed() > Duration::from_secs(20) => return Err(e.into()),
+            Err(e) if begun.elapsed() > Duration::from_mins(2) => return Err(e.into()),
             Err(_) => std::thread::sleep(Duration::from_millis(20)),
         }
     };
