@@ -232,7 +232,7 @@ fn an_interrupted_merge_leaves_the_chain_as_it_was() {
         let (base, leaf) = (format!("base.{extension}"), format!("leaf.{extension}"));
         folder.fill("data", 192 << 20);
         let mut stopped = false;
-        for _ in 0..4 {
+        for _ in 0..20 {
             folder.ok(&format!("create {base} 512M"));
             folder.ok(&format!("create {leaf} --parent {base}"));
             folder.put(&leaf, "64M", "data");
