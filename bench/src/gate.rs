@@ -62,6 +62,7 @@ fn conversions(
 ) -> Result<()> {
     let raw = scratch.in_memory(&format!("gate-{}.raw", kind.name()));
     let payload = images::make(&raw, kind, size)?;
+    let unseen = unseen(scratch)?;
     // Each target is the next one's source.
     let mut source = raw.clone();
     for to in ["vhdx", "vhd", "raw"] {
@@ -71,7 +72,9 @@ fn conversions(
                 .join(format!("gate-out.{to}"))
                 .to_string_lossy()
                 .into_owned();
-            let convert = Argv::new(&[vhdkit, "convert", &source, &output, "--force"]);
+            let convert = Argv::new(&[
+                "env", &unseen, vhdkit, "convert", &source, &output, "--force",
+            ]);
             let memory = run(&convert)?.memory;
             let traced = trace(&convert)?;
             crate::verify::same(&raw, &output)?;
@@ -167,17 +170,17 @@ fn information(scratch: &Scratch, vhdkit: &str, gates: &mut Vec<Gate>) -> Result
     Ok(())
 }
 
-/// What showing an operation to other processes writes, beginning and end.
-const PUBLISHED: u64 = 8368 + 32;
-
 /// A footer appended, and cut off again.
 fn in_place(scratch: &Scratch, vhdkit: &str, gates: &mut Vec<Gate>) -> Result<()> {
     let image = scratch.on_disk("gate-place.raw");
     let original = scratch.in_memory("gate-place.raw");
     let payload = images::make(&original, Kind::Sp25, 64 * MIB)?;
     run(&Argv::new(&["cp", &original, &image]))?;
+    let unseen = unseen(scratch)?;
     for to in ["vhd", "raw"] {
         let traced = trace(&Argv::new(&[
+            "env",
+            &unseen,
             vhdkit,
             "convert",
             &image,
@@ -187,7 +190,7 @@ fn in_place(scratch: &Scratch, vhdkit: &str, gates: &mut Vec<Gate>) -> Result<()
         ]))?;
         gates.push(gate(
             format!("bytes written in place, {payload} bytes to {to}"),
-            (traced.bytes_written + traced.bytes_copied).saturating_sub(PUBLISHED),
+            traced.bytes_written + traced.bytes_copied,
             4096.0,
         ));
         gates.push(gate(
@@ -355,6 +358,16 @@ fn merge(scratch: &Scratch, vhdkit: &str, format: &str, gates: &mut Vec<Gate>) -
         std::fs::remove_file(path)?;
     }
     Ok(())
+}
+
+/// A variable of the environment with which operations are not shown to other processes: that costs something every 50 ms,
+/// so its share would depend on how busy the machine is.
+fn unseen(scratch: &Scratch) -> Result<String> {
+    let folder = scratch.in_memory("gate-unseen");
+    std::fs::create_dir_all(&folder)?;
+    // In the way of the folder for what is running.
+    std::fs::write(format!("{folder}/vhdkit"), "")?;
+    Ok(format!("XDG_RUNTIME_DIR={folder}"))
 }
 
 fn gate(what: String, count: u64, allowed: f64) -> Gate {
