@@ -352,7 +352,7 @@ fn merge(scratch: &Scratch, vhdkit: &str, format: &str, gates: &mut Vec<Gate>) -
     gates.push(gate(
         format!("fdatasync of merge, {format}"),
         traced.count("fdatasync"),
-        16.0,
+        if format == "vhdx" { 16.0 } else { 6.0 },
     ));
     for path in [raw, base, parent, child] {
         std::fs::remove_file(path)?;

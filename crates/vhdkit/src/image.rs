@@ -15,7 +15,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use uuid::Uuid;
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::storage::Storage;
+use crate::storage::{CopyRun, Storage, copy_runs};
 
 /// A file format.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -267,15 +267,26 @@ pub trait Image: Send + Sync {
     /// does nothing.
     fn close(&self) -> Result<()>;
 
-    /// Where in [`Image::storage`] the caller may put the bytes of a range that lies within one block, instead of
-    /// writing them through the image: at once if the block is all here, and if the range is the whole block it
-    /// becomes so, with zeros. `None` if that is not possible; then [`Image::write_at`] is.
+    /// Copies bytes of another file to where they belong on the disk, or shares them where the file system can. Runs come
+    /// in the order of the disk, each within one block. Returns those that it did not take, because a differencing image
+    /// has their block only in part; for them there is [`Image::write_at`]. `copied` is told of further bytes.
     ///
-    /// A crash may leave any sector of the range old, new or zero, so this is for ranges of which nobody reads this
-    /// image's content until the next flush.
-    fn place(&self, offset: u64, length: u64) -> Result<Option<u64>> {
-        let _ = (offset, length);
-        Ok(None)
+    /// A crash may leave any sector of a run old, new or zero, so this is for ranges of which nobody reads this image's
+    /// content until the next flush.
+    fn copy_from(
+        &self,
+        source: &dyn Storage,
+        runs: Vec<SourceRun>,
+        copied: Told<'_>,
+    ) -> Result<Vec<SourceRun>> {
+        let _ = (source, copied);
+        Ok(runs)
+    }
+
+    /// This many blocks, at most, are about to get space, so that the file can grow for all of them at once; 0 if it
+    /// is not known.
+    fn expect_blocks(&self, count: u64) {
+        let _ = count;
     }
 
     /// True if [`ImageInfo::link_identifier`] changes with the content, so that a child has to be told of a change of
@@ -431,6 +442,41 @@ fn unable(format: Format, what: &str) -> Error {
         format!("a {} disk cannot {what}", format.name()),
     )
     .with_hint("convert it to VHDX first")
+}
+
+/// Bytes of a file that belong on a disk.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[expect(clippy::exhaustive_structs, reason = "a plain request")]
+pub struct SourceRun {
+    /// Where they belong on the virtual disk.
+    pub offset: u64,
+    /// Where they are in the file.
+    pub storage_offset: u64,
+    /// How many there are.
+    pub length: u64,
+}
+
+/// Copies the runs for which `place` finds a place in the target, and returns the others.
+pub(crate) fn copy_placed(
+    target: &dyn Storage,
+    source: &dyn Storage,
+    runs: Vec<SourceRun>,
+    copied: Told<'_>,
+    mut place: impl FnMut(&SourceRun) -> Result<Option<u64>>,
+) -> Result<Vec<SourceRun>> {
+    let (mut placed, mut rest) = (Vec::new(), Vec::new());
+    for run in runs {
+        match place(&run)? {
+            Some(to) => placed.push(CopyRun {
+                from: run.storage_offset,
+                to,
+                length: run.length,
+            }),
+            None => rest.push(run),
+        }
+    }
+    copy_runs(target, source, placed, copied)?;
+    Ok(rest)
 }
 
 /// Told of further bytes done, from any thread.

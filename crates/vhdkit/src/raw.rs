@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use crate::error::{Error, ErrorKind, Result};
 use crate::image::{
     Backing, CreateParameters, DiskType, Extent, ExtentKind, Format, Image, ImageBuilder,
-    ImageInfo, Pace, ZeroMode,
+    ImageInfo, Pace, SourceRun, Told, ZeroMode, copy_placed,
 };
 use crate::num::{round_up, to_usize};
 use crate::storage::{Storage, in_steps};
@@ -160,9 +160,16 @@ impl Image for RawImage {
         self.zero(offset, length, ZeroMode::MayUnmap, backing)
     }
 
-    fn place(&self, offset: u64, _length: u64) -> Result<Option<u64>> {
+    fn copy_from(
+        &self,
+        source: &dyn Storage,
+        runs: Vec<SourceRun>,
+        copied: Told<'_>,
+    ) -> Result<Vec<SourceRun>> {
         self.writable()?;
-        Ok(Some(offset))
+        copy_placed(&*self.storage, source, runs, copied, |run| {
+            Ok(Some(run.offset))
+        })
     }
 
     fn resize(&mut self, size: u64, _backing: &dyn Backing, _pace: Pace<'_>) -> Result<()> {

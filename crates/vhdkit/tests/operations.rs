@@ -240,6 +240,81 @@ fn t18_merge_keeps_the_contract_and_the_chain() {
     }
 }
 
+/// Full blocks of a VHD that lie one after the other are taken over with the bitmaps between them. Among them are such
+/// as are here in part, out of order, and in the parent already.
+fn neighbours(base: DiskType, block: u64) -> TestDisk {
+    const BLOCKS: u64 = 8;
+    let mut variant = Variant::small()
+        .into_iter()
+        .find(|v| v.format == Format::Vhd && v.disk_type == DiskType::Differencing)
+        .unwrap();
+    variant.block_size = Some(block);
+    variant.virtual_size = BLOCKS * block - block / 2;
+    variant.depth = 1;
+    let mut disk = variant.make(0);
+    let mut parameters = variant.parameters(base, None);
+    if base == DiskType::Fixed {
+        parameters.block_size = None;
+    }
+    disk.layers = vec![vhdkit_testkit::variant::new_image(&parameters).unwrap()];
+    let write = |block_number: u64, seed: u32| {
+        GuestOp::write(block_number * block, block, seed).within(variant.virtual_size)
+    };
+    disk.fill(&[write(2, 1), write(3, 2), write(6, 3)]).unwrap();
+    disk.add_child().unwrap();
+    // The end of the first block comes from the parent of its parent.
+    let part = GuestOp::write(0, block - 512, 4);
+    disk.fill(&[part, write(1, 5), write(5, 6)]).unwrap();
+    disk.add_child().unwrap();
+    let part = GuestOp::write(4 * block + 1024, 5000, 7);
+    let in_order = [1, 2, 3].map(|n| write(n, 8 + n as u32));
+    disk.fill(&in_order).unwrap();
+    disk.fill(&[part, write(7, 20), write(5, 21), write(6, 22)])
+        .unwrap();
+    disk.variant.depth = 3;
+    disk
+}
+
+#[test]
+fn merging_neighbours_keeps_the_contract_and_the_chain() {
+    for (base, block) in [
+        (DiskType::Dynamic, 512 << 10),
+        (DiskType::Dynamic, 2 * MIB),
+        (DiskType::Fixed, 512 << 10),
+    ] {
+        let disk = neighbours(base, block);
+        for (source, target) in [(1, 2), (1, 3), (2, 3)] {
+            let name = format!("merge {source} into {target}, {base:?}, blocks of {block}");
+            let trial = Trial {
+                name: name.clone(),
+                disk: &disk,
+                depth: target,
+                start: &|disk| merging(disk, source, target),
+                after: &disk.content,
+            };
+            if block == 2 * MIB {
+                trial.works();
+            } else {
+                all(&trial);
+            }
+            let mut alone = disk.clone();
+            for layer in &mut alone.layers {
+                *layer = Arc::new(MemoryStorage::clone(layer));
+            }
+            let layers = alone.layers.iter().map(|file| {
+                let image = vhdkit::disk::open_image(file.clone(), Format::Vhd, true).unwrap();
+                vhdkit::disk::Layer::new(image, "image").writable(true)
+            });
+            let open = Arc::new(VirtualDisk::from_layers(layers.collect(), true).unwrap());
+            merging(&open, source, target).wait().unwrap();
+            drop(open);
+            alone.layers.drain(source - 1..target - 1);
+            let left = alone.open(false).unwrap();
+            vhdkit_testkit::model::assert_reads(&left, &disk.content, &name);
+        }
+    }
+}
+
 /// What the target shows alone is what the chain showed from the source on.
 #[test]
 fn the_target_of_a_merge_shows_what_the_source_showed() {

@@ -17,6 +17,7 @@ mod leftovers;
 use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use uuid::Uuid;
 
@@ -24,10 +25,10 @@ use super::look::{LONGEST, Looks};
 use super::set_parent::{differencing_disks_near, link_to};
 use crate::disk::{Chain, Layer, OpenOptions, Parents, VirtualDisk};
 use crate::error::{Context, Error, ErrorKind, Result};
-use crate::image::{DiskType, ExtentKind, Image, ImageInfo, ZeroMode};
+use crate::image::{DiskType, ExtentKind, Image, ImageInfo, SourceRun, ZeroMode};
 use crate::num::{MIB, to_usize};
 use crate::operation::{Monitor, Operation};
-use crate::storage::{AlignedBuffer, CopyRun, copy_runs};
+use crate::storage::AlignedBuffer;
 
 /// What to fold into what. Depths count from the leaf, which is 1.
 #[derive(Clone, Debug)]
@@ -144,9 +145,10 @@ fn run(disk: &VirtualDisk, options: &MergeOptions, monitor: &Monitor) -> Result<
         merge.prepare()?;
     }
     let family = Family::find(disk, first, target);
+    let (plan, new_blocks) = merge.plan()?;
     let mut report = MergeReport {
         orphaned: family.orphaned,
-        ..merge.plan()?
+        ..plan
     };
     let relink: Vec<PathBuf> = if options.delete_merged {
         family.children
@@ -163,7 +165,7 @@ fn run(disk: &VirtualDisk, options: &MergeOptions, monitor: &Monitor) -> Result<
     }
     report.deleted = deleted;
     let _frozen = (first == 0).then(|| Frozen::new(disk));
-    let (copied, zeroed) = merge.copy()?;
+    let (copied, zeroed) = merge.copy(new_blocks)?;
     report.copied = copied;
     report.zeroed = zeroed;
     report.size_after = disk.with_chain(|chain| chain.layers()[target].image().storage().len())?;
@@ -278,8 +280,8 @@ enum Decided {
 }
 
 impl Merge<'_> {
-    /// What there is to do, from the maps alone.
-    fn plan(&self) -> Result<MergeReport> {
+    /// What there is to do, from the maps alone; and how many blocks the target gets, at most.
+    fn plan(&self) -> Result<(MergeReport, u64)> {
         let (size, merged, target) = self.disk.with_chain(|chain| {
             let layers = chain.layers();
             let target = &layers[self.target];
@@ -331,7 +333,7 @@ impl Merge<'_> {
             let target = chain.layers()[self.target].image();
             target.length_with(size, blocks.count)
         })?;
-        Ok(report)
+        Ok((report, blocks.count))
     }
 
     /// Reads the tables that the first change would wait for, so that it is seen.
@@ -368,7 +370,7 @@ impl Merge<'_> {
     }
 
     /// Steps 1 to 4. Returns the bytes copied and zeroed.
-    fn copy(&mut self) -> Result<(u64, u64)> {
+    fn copy(&mut self, new_blocks: u64) -> Result<(u64, u64)> {
         let child = self.target - 1;
         let new = self.disk.change_chain(|chain| -> Result<Option<Uuid>> {
             let target = &chain.layers()[self.target];
@@ -387,7 +389,7 @@ impl Merge<'_> {
             change(chain, self.target, |image| image.set_link_identifier(new))?;
             Ok(Some(new))
         })?;
-        let result = self.fill();
+        let result = self.fill(new_blocks);
         // Also after a failure: the target may have changed, so it keeps its new identity, and the chain stays whole.
         let finished = self.disk.change_chain(|chain| {
             change(chain, self.target, |image| image.flush())?;
@@ -403,7 +405,7 @@ impl Merge<'_> {
     }
 
     /// Step 3 but for its flush.
-    fn fill(&mut self) -> Result<(u64, u64)> {
+    fn fill(&mut self, new_blocks: u64) -> Result<(u64, u64)> {
         let (first, target, disk) = (self.first, self.target, self.disk);
         let size_of = |layer: usize| {
             disk.with_chain(move |chain| chain.layers()[layer].image().virtual_size())
@@ -412,6 +414,9 @@ impl Merge<'_> {
         if old < size {
             self.resize_target(size)?;
         }
+        let expect =
+            |blocks| disk.with_chain(|chain| chain.layers()[target].image().expect_blocks(blocks));
+        expect(new_blocks);
         let (mut copied, mut zeroed, mut at) = (0, 0, 0);
         let mut writer = Writer {
             target,
@@ -452,6 +457,7 @@ impl Merge<'_> {
             at += length;
         }
         disk.with_chain(|chain| writer.finish(chain))?;
+        expect(0);
         if old > size {
             self.resize_target(size)?;
         }
@@ -636,7 +642,7 @@ struct Writer<'a> {
     buffer: &'a mut AlignedBuffer,
     monitor: &'a Monitor,
     /// Not yet copied, all of one layer, and how much that is.
-    runs: Vec<CopyRun>,
+    runs: Vec<SourceRun>,
     layer: Option<usize>,
     gathered: u64,
     /// Through the image, since its last flush.
@@ -645,62 +651,20 @@ struct Writer<'a> {
 
 impl Writer<'_> {
     fn write(&mut self, chain: &Chain, offset: u64, length: u64, source: Source) -> Result<()> {
-        let layer = &chain.layers()[self.target];
         let mut done = 0;
         while done < length {
+            if self.layer != Some(source.layer) || self.gathered >= BATCH {
+                self.finish(chain)?;
+                self.layer = Some(source.layer);
+            }
             let at = offset + done;
             let n = (length - done).min(self.unit - at % self.unit);
-            let from = source.storage_offset + done;
-            let place = layer.image().place(at, n).at_path(layer.path())?;
-            if let Some(to) = place {
-                if self.layer != Some(source.layer) || self.gathered >= BATCH {
-                    self.finish(chain)?;
-                    self.layer = Some(source.layer);
-                }
-                self.runs.push(CopyRun {
-                    from,
-                    to,
-                    length: n,
-                });
-                self.gathered += n;
-            } else {
-                // The bytes come to a block that is here in part: the image knows what to do.
-                self.write_through(chain, at, n, source.layer, from)?;
-                self.written += n;
-                if self.written >= BATCH {
-                    // So that the last flush has not all of it to do.
-                    layer.image().flush().at_path(layer.path())?;
-                    self.written = 0;
-                }
-            }
-            done += n;
-        }
-        Ok(())
-    }
-
-    fn write_through(
-        &mut self,
-        chain: &Chain,
-        offset: u64,
-        length: u64,
-        source: usize,
-        from: u64,
-    ) -> Result<()> {
-        let (source, layer) = (&chain.layers()[source], &chain.layers()[self.target]);
-        let mut done = 0;
-        while done < length {
-            let n = (length - done).min(self.buffer.len() as u64);
-            let bytes = &mut self.buffer[..to_usize(n)];
-            source
-                .image()
-                .storage()
-                .read_at(from + done, bytes)
-                .at_path(source.path())?;
-            layer
-                .image()
-                .write_at(offset + done, bytes, &chain.ancestors(self.target))
-                .at_path(layer.path())?;
-            self.monitor.advance(n);
+            self.runs.push(SourceRun {
+                offset: at,
+                storage_offset: source.storage_offset + done,
+                length: n,
+            });
+            self.gathered += n;
             done += n;
         }
         Ok(())
@@ -712,14 +676,53 @@ impl Writer<'_> {
             return Ok(());
         };
         let (source, target) = (&chain.layers()[layer], &chain.layers()[self.target]);
-        self.gathered = 0;
-        let monitor = self.monitor;
-        copy_runs(
-            &**target.image().storage(),
-            &**source.image().storage(),
-            std::mem::take(&mut self.runs),
-            &|bytes| monitor.advance(bytes),
-        )
-        .at_path(target.path())
+        let left = AtomicU64::new(std::mem::take(&mut self.gathered));
+        // What lies between two blocks may be copied, too.
+        let copied = |bytes: u64| {
+            let before =
+                left.fetch_update(Relaxed, Relaxed, |left| Some(left.saturating_sub(bytes)));
+            self.monitor.advance(bytes.min(before.unwrap_or_default()));
+        };
+        let rest = target
+            .image()
+            .copy_from(
+                &**source.image().storage(),
+                std::mem::take(&mut self.runs),
+                &copied,
+            )
+            .at_path(target.path())?;
+        for run in rest {
+            self.monitor.checkpoint()?;
+            self.write_through(chain, source, run)?;
+        }
+        Ok(())
+    }
+
+    /// The bytes come to a block that is here in part: the image knows what to do.
+    fn write_through(&mut self, chain: &Chain, source: &Layer, run: SourceRun) -> Result<()> {
+        let layer = &chain.layers()[self.target];
+        let mut done = 0;
+        while done < run.length {
+            let n = (run.length - done).min(self.buffer.len() as u64);
+            let bytes = &mut self.buffer[..to_usize(n)];
+            source
+                .image()
+                .storage()
+                .read_at(run.storage_offset + done, bytes)
+                .at_path(source.path())?;
+            layer
+                .image()
+                .write_at(run.offset + done, bytes, &chain.ancestors(self.target))
+                .at_path(layer.path())?;
+            self.monitor.advance(n);
+            done += n;
+        }
+        self.written += run.length;
+        if self.written >= BATCH {
+            // So that the last flush has not all of it to do.
+            layer.image().flush().at_path(layer.path())?;
+            self.written = 0;
+        }
+        Ok(())
     }
 }

@@ -12,11 +12,11 @@ use zerocopy::IntoBytes;
 
 use super::bat::Entry;
 use super::bitmap::BitmapCache;
-use super::header::{BlockShape, SparseHeader};
+use super::header::SparseHeader;
 use super::image::{VhdImage, end_of_structures, structures};
 use super::journal::{NewHeader, Tables};
 use super::layout::{FOOTER_SIZE, HEADER_SIZE, SECTOR};
-use super::space::{Kind, Move, Plan, Structure, covered, displaced, holes, plan};
+use super::space::{Kind, Move, Plan, Structure, between, covered, displaced, holes, plan};
 use super::sparse::Sparse;
 use crate::error::Result;
 use crate::image::{AllocatedBlock, Backing, Packed, Told, Usage};
@@ -402,16 +402,17 @@ fn copy_block(
     let (storage, shape) = (&*sparse.storage, sparse.tables.bat.shape);
     let (from, to) = (step.from, step.to);
     let end = from + shape.total();
-    let mut at = match before {
-        Some(before) if follows(shape, &sparse.structures, before, step) => {
-            before.from + shape.total()
-        }
-        _ => {
-            let mut bitmap = vec![0; to_usize(shape.bitmap_size)];
-            storage.read_at(from, &mut bitmap)?;
-            storage.write_at(to, &bitmap)?;
-            from + shape.bitmap_size
-        }
+    let joins = |before: &&Move| {
+        step.from.checked_sub(before.from) == step.to.checked_sub(before.to)
+            && between(shape, &sparse.structures, before.to, step.to).is_some()
+    };
+    let mut at = if let Some(before) = before.filter(joins) {
+        before.from + shape.total()
+    } else {
+        let mut bitmap = vec![0; to_usize(shape.bitmap_size)];
+        storage.read_at(from, &mut bitmap)?;
+        storage.write_at(to, &bitmap)?;
+        from + shape.bitmap_size
     };
     let place = |at: u64| to + at - from;
     while at < end {
@@ -429,46 +430,4 @@ fn copy_block(
         at = data.end;
     }
     Ok(())
-}
-
-/// True if one block lies directly behind the other before and afterwards, with the same gap, in which nothing is.
-fn follows(shape: BlockShape, structures: &[Structure], before: &Move, step: &Move) -> bool {
-    let gap_at = before.to + shape.total();
-    shape.place_behind(before.from + shape.total()) == step.from
-        && shape.place_behind(gap_at) == step.to
-        && step.from - before.from == step.to - before.to
-        // No block fits a gap.
-        && step.to - gap_at < shape.total()
-        && structures
-            .iter()
-            .all(|s| s.range.end <= gap_at || s.range.start >= step.to)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::num::MIB;
-
-    #[test]
-    fn neighbours_go_as_one_if_nothing_lies_in_the_gap_between_their_places() {
-        let shape = BlockShape::new(2 * MIB);
-        let stride = shape.place_behind(shape.total() + 3584) - 3584;
-        let at = |index: u64| 3584 + index * stride;
-        let moved = |from, to| Move { block: 0, from, to };
-        let structure = |range| Structure {
-            kind: Kind::Locator(0),
-            range,
-        };
-        let (a, b) = (moved(at(9), at(1)), moved(at(10), at(2)));
-        let gap = a.to + shape.total()..b.to;
-        assert_eq!(gap.end - gap.start, 3584);
-        assert!(follows(shape, &[], &a, &b));
-        let outside = [structure(0..gap.start), structure(gap.end..gap.end + 512)];
-        assert!(follows(shape, &outside, &a, &b));
-        for inside in [gap.start..gap.start + 512, gap.end - 512..gap.end] {
-            assert!(!follows(shape, &[structure(inside)], &a, &b));
-        }
-        assert!(!follows(shape, &[], &a, &moved(at(11), at(2))));
-        assert!(!follows(shape, &[], &a, &moved(at(10), at(3))));
-    }
 }

@@ -22,7 +22,7 @@ use crate::block_lock::BlockLocks;
 use crate::error::{Error, ErrorKind, Result};
 use crate::image::{
     AllocatedBlock, Backing, DiskType, Extent, ExtentKind, Format, Image, ImageInfo, Pace, Packed,
-    ParentLink, ParentReference, Told, Usage, ZeroMode,
+    ParentLink, ParentReference, SourceRun, Told, Usage, ZeroMode, copy_placed,
 };
 use crate::num::{round_up, to_usize};
 use crate::storage::Storage;
@@ -433,11 +433,23 @@ impl Image for VhdImage {
         }
     }
 
-    fn place(&self, offset: u64, length: u64) -> Result<Option<u64>> {
-        match &self.sparse {
-            Some(sparse) => sparse.place(&self.journal, offset, length, self.virtual_size),
-            None => self.journal.begin().map(|()| Some(offset)),
+    fn copy_from(
+        &self,
+        source: &dyn Storage,
+        runs: Vec<SourceRun>,
+        copied: Told<'_>,
+    ) -> Result<Vec<SourceRun>> {
+        if let Some(sparse) = &self.sparse {
+            return sparse.copy_from(&self.journal, self.virtual_size, source, runs, copied);
         }
+        self.journal.begin()?;
+        copy_placed(&*self.storage, source, runs, copied, |run| {
+            Ok(Some(run.offset))
+        })
+    }
+
+    fn expect_blocks(&self, count: u64) {
+        self.journal.expect_blocks(count);
     }
 
     fn flush(&self) -> Result<()> {

@@ -3,7 +3,8 @@
 //! ```text
 //! first write      both footers are put right; what an interrupted writer left behind the last block is cut off
 //! new block        room is reserved at the end, bitmap and data are written, then the entry is stored in memory
-//!                  (the file grows in large steps: footer at the new end, barrier, old footer zeroed)
+//!                  (the file grows in large steps, or at once by what is expected: footer at the new end, barrier, old
+//!                  footer zeroed)
 //! flush            barrier; changed BAT sectors and bitmaps; barrier
 //! close            flush; footer behind the last block; barrier; the rest is cut off; barrier
 //! release          the entry is cleared in memory; its place is used again only after the flush that tells the file
@@ -106,6 +107,8 @@ struct Space {
     returned: Vec<u64>,
     /// Blocks of the disk that may still come.
     unallocated: u64,
+    /// Of them those that will come next, as far as that is known.
+    expected: u64,
     /// Changes whenever a place is taken or given back.
     generation: u64,
 }
@@ -139,7 +142,8 @@ const CLOSED: u8 = 4;
 /// Nothing was written since the last barrier.
 const SETTLED: u8 = 5;
 
-/// The file grows by half of itself within these bounds; in tests by little, so that it happens often.
+/// The file grows by half of itself within these bounds, unless it is known what comes; in tests by little, so that it
+/// happens often.
 const MIN_STEP: u64 = if cfg!(test) { 16 << 10 } else { 64 * MIB };
 const MAX_STEP: u64 = GIB;
 
@@ -173,6 +177,7 @@ impl Journal {
                 old_footer: None,
                 returned: Vec::new(),
                 unallocated,
+                expected: 0,
                 generation: 0,
             }),
             changes: Mutex::default(),
@@ -292,6 +297,11 @@ impl Journal {
         self.prepared.load(Ordering::Acquire)
     }
 
+    /// See [`crate::image::Image::expect_blocks`].
+    pub(super) fn expect_blocks(&self, count: u64) {
+        lock(&self.space).expected = count;
+    }
+
     /// Room for a block at the end of the file: the offset of its bitmap. All of it is zero.
     pub(super) fn reserve(&self, tables: &Tables) -> Result<u64> {
         let shape = tables.bat.shape;
@@ -299,6 +309,7 @@ impl Journal {
         if let Some(&at) = space.returned.last() {
             self.storage.zero_range(at, shape.total())?;
             space.returned.pop();
+            space.expected = space.expected.saturating_sub(1);
             space.generation += 1;
             return Ok(at);
         }
@@ -312,14 +323,22 @@ impl Journal {
             )
             .with_hint("compact the disk, or convert it to VHDX"));
         }
-        let further = space.unallocated.saturating_sub(1) * round_up(shape.total(), 4096);
+        let room_for = |blocks: u64| blocks * round_up(shape.total(), 4096);
+        let others = space.unallocated.saturating_sub(1);
+        let further = match space.expected.checked_sub(1) {
+            Some(expected) => room_for(expected.min(others)),
+            None => (space.file_size / 2)
+                .clamp(MIN_STEP, MAX_STEP)
+                .min(room_for(others)),
+        };
         self.take(&mut space, at..end, further)?;
-        space.unallocated = space.unallocated.saturating_sub(1);
+        space.unallocated = others;
+        space.expected = space.expected.saturating_sub(1);
         Ok(at)
     }
 
-    /// Takes zeroed room for a range behind all that is in use; if the file has to grow for it, then with room for up
-    /// to `further` bytes that may follow.
+    /// Takes zeroed room for a range behind all that is in use; if the file has to grow for it, then with room for
+    /// `further` bytes that follow.
     fn take(&self, space: &mut Space, range: Range<u64>, further: u64) -> Result<()> {
         let length = range.end - range.start;
         if range.end + FOOTER_SIZE > space.file_size {
@@ -344,13 +363,12 @@ impl Journal {
         space.generation += 1;
     }
 
-    /// Makes the file long enough for `length` bytes that end at `end`, and for some more.
+    /// Makes the file long enough for `length` bytes that end at `end`, and for `further` ones.
     fn grow(&self, space: &mut Space, end: u64, length: u64, further: u64) -> Result<()> {
         if !self.storage.grows_with_zeros() {
             return Err(Self::no_room(space, length));
         }
-        let step = (space.file_size / 2).clamp(MIN_STEP, MAX_STEP);
-        let length = round_up(end + step.min(further), SECTOR) + FOOTER_SIZE;
+        let length = round_up(end + further, SECTOR) + FOOTER_SIZE;
         let old = space.file_size - FOOTER_SIZE;
         self.lengthen(space, length)?;
         self.barrier()?;

@@ -7,6 +7,7 @@ use std::ops::Range;
 use super::header::BlockShape;
 use super::layout::SECTOR;
 use crate::num::round_up;
+use crate::storage::AlignedBuffer;
 
 /// What a structure is, as far as moving it goes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -82,6 +83,27 @@ pub(super) fn displaced(blocks: &[(u64, u64)], shape: BlockShape) -> u64 {
         !(end..=shape.place_behind(end)).contains(&pair[1].1)
     });
     misses.count() as u64
+}
+
+/// How many bytes lie between the data of two blocks if one lies directly behind the other: the bitmap, before it
+/// perhaps the gap that aligns the block, and nothing else. They may be copied with the data of both, if what is copied
+/// has a bitmap there that is right here. Only of lengths with which each shares no less of its file system's blocks
+/// than alone.
+pub(super) fn between(
+    shape: BlockShape,
+    structures: &[Structure],
+    before: u64,
+    at: u64,
+) -> Option<u64> {
+    let gap = before + shape.total()..shape.place_behind(before + shape.total());
+    let length = gap.end + shape.bitmap_size - gap.start;
+    let is_free = gap.end == at
+        // No block fits a gap.
+        && gap.end - gap.start < shape.total()
+        && structures
+            .iter()
+            .all(|s| s.range.end <= gap.start || s.range.start >= gap.end);
+    (is_free && length.is_multiple_of(AlignedBuffer::ALIGNMENT as u64)).then_some(length)
 }
 
 /// Plans packing: the last block goes to the lowest place before it, again and again; then structures that are last go
@@ -225,6 +247,7 @@ fn first(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::num::MIB;
 
     const SHAPE: BlockShape = BlockShape {
         block_size: 4096,
@@ -242,6 +265,33 @@ mod tests {
     /// Blocks at aligned places, counted.
     fn place(n: u64) -> u64 {
         SHAPE.place_behind(2048) + n * STRIDE
+    }
+
+    #[test]
+    fn blocks_are_neighbours_if_only_a_bitmap_and_a_free_gap_lie_between_them() {
+        let shape = BlockShape::new(2 * MIB);
+        let at = |index: u64| 3584 + index * (2 * MIB + 4096);
+        let structure = |range| Structure {
+            kind: Kind::Locator(0),
+            range,
+        };
+        assert_eq!(between(shape, &[], at(1), at(2)), Some(4096));
+        let gap = at(1) + shape.total()..at(2);
+        assert_eq!(gap.end - gap.start, 3584);
+        let outside = [structure(0..gap.start), structure(gap.end..gap.end + 512)];
+        assert_eq!(between(shape, &outside, at(1), at(2)), Some(4096));
+        for inside in [gap.start..gap.start + 512, gap.end - 512..gap.end] {
+            assert_eq!(between(shape, &[structure(inside)], at(1), at(2)), None);
+        }
+        for (before, after) in [(at(1), at(3)), (at(2), at(1)), (at(1), at(1))] {
+            assert_eq!(between(shape, &[], before, after), None);
+        }
+        // Other programs put blocks at any sector; then not every block's data is aligned as its neighbour's.
+        let behind = at(1) + shape.total();
+        assert_eq!(between(shape, &[], at(1), behind), None);
+        // The bitmap of a large block needs no gap.
+        let large = BlockShape::new(32 * MIB);
+        assert_eq!(between(large, &[], 0, large.total()), Some(8192));
     }
 
     #[test]

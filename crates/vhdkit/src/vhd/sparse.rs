@@ -7,6 +7,7 @@
 //! they write whole sectors and set bits, exclusively while they allocate the block or complete a sector with bytes
 //! of the parent.
 
+mod copying;
 mod zeroing;
 
 use std::io::PipeReader;
@@ -308,38 +309,6 @@ impl Sparse {
         };
         drop(exclusive);
         if many { journal.flush() } else { Ok(()) }
-    }
-
-    /// See [`Image::place`](crate::image::Image::place). A block that ends with the disk counts as whole.
-    pub(super) fn place(
-        &self,
-        journal: &Journal,
-        offset: u64,
-        length: u64,
-        disk: u64,
-    ) -> Result<Option<u64>> {
-        journal.begin()?;
-        let Some(piece) = self.pieces(offset, length).next() else {
-            return Ok(None);
-        };
-        let size = self.shape_size();
-        let _exclusive = self.locks.write(piece.block);
-        let whole = piece.within == 0 && piece.length == size.min(disk - piece.block * size);
-        match self.tables.bat.get(piece.block) {
-            Entry::At(at) => {
-                let all_here = self.bitmap(piece.block, at)?.is_none();
-                Ok(all_here.then(|| self.data(at) + piece.within))
-            }
-            Entry::Unallocated if whole => {
-                self.allocate(journal, piece, ZeroMode::MayUnmap, |_| Ok(()))?;
-                match self.tables.bat.get(piece.block) {
-                    Entry::At(at) => Ok(Some(self.data(at))),
-                    _ => Ok(None),
-                }
-            }
-            Entry::Unallocated => Ok(None),
-            Entry::Invalid => Err(self.invalid(piece.block)),
-        }
     }
 
     /// Sets bits of sectors that were written. True if the journal would like to be flushed.

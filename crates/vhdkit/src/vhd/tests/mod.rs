@@ -1,6 +1,7 @@
 //! Tests of the whole format; each module one kind of proof.
 
 mod concurrency;
+mod copying;
 mod crash;
 mod creating;
 mod hostile;

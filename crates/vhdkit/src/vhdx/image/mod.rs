@@ -20,7 +20,7 @@ use crate::block_lock::BlockLocks;
 use crate::error::{Error, ErrorKind, Result};
 use crate::image::{
     AllocatedBlock, Backing, DiskType, Extent, ExtentKind, Format, Image, ImageInfo, Pace, Packed,
-    ParentLink, Told, Usage, ZeroMode,
+    ParentLink, SourceRun, Told, Usage, ZeroMode, copy_placed,
 };
 use crate::num::{round_down, round_up, to_usize};
 use crate::storage::Storage;
@@ -381,20 +381,15 @@ impl Image for VhdxImage {
         Ok(())
     }
 
-    fn place(&self, offset: u64, length: u64) -> Result<Option<u64>> {
+    fn copy_from(
+        &self,
+        source: &dyn Storage,
+        runs: Vec<SourceRun>,
+        copied: Told<'_>,
+    ) -> Result<Vec<SourceRun>> {
         self.check_writable()?;
         self.begin()?;
-        let (block, within, _) = self.portion(offset, length);
-        let _guard = self.locks.write(block);
-        match self.block(block)? {
-            Block::Present(at) => return Ok(Some(at + within)),
-            _ if length < self.block_length(block) => return Ok(None),
-            _ => self.write_new(block, 0, &[])?,
-        }
-        match self.block(block)? {
-            Block::Present(at) => Ok(Some(at)),
-            _ => Ok(None),
-        }
+        copy_placed(&*self.storage, source, runs, copied, |run| self.place(run))
     }
 
     fn link_follows_content(&self) -> bool {

@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 
 use super::VhdxImage;
 use crate::error::{Error, ErrorKind, Result};
-use crate::image::{Backing, ExtentKind, Pace, ZeroMode};
+use crate::image::{Backing, ExtentKind, Pace, SourceRun, ZeroMode};
 use crate::num::{round_down, round_up, to_usize};
 use crate::vhdx::bat::{self, Block};
 use crate::vhdx::journal::{DirtyPage, Session};
@@ -149,6 +149,24 @@ impl VhdxImage {
             return Err(e);
         }
         self.replace_entry(block, bat::entry(bat::PRESENT, at))
+    }
+
+    /// Where the bytes of a run go: its block is all here, or becomes so, with zeros, if nothing of a parent belongs
+    /// there.
+    pub(super) fn place(&self, run: &SourceRun) -> Result<Option<u64>> {
+        let (block, within, _) = self.portion(run.offset, run.length);
+        let _guard = self.locks.write(block);
+        match self.block(block)? {
+            Block::Present(at) => return Ok(Some(at + within)),
+            _ if self.metadata.has_parent && run.length < self.block_length(block) => {
+                return Ok(None);
+            }
+            _ => self.write_new(block, 0, &[])?,
+        }
+        match self.block(block)? {
+            Block::Present(at) => Ok(Some(at + within)),
+            _ => Ok(None),
+        }
     }
 
     /// Into a new block whose other sectors are the parent's.
