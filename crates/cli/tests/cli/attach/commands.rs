@@ -111,7 +111,7 @@ fn a_name_that_is_no_text_is_a_name_like_any_other() {
          $V attach \"$N\" --parent \"$P\" --file \"$M\"; test -s \"$M/disk.img\"; $V detach \"$M\"",
     );
     let ran = folder.shell("$V attach $'gone\\xff.vhdx'");
-    ran.failed(1, "no such file");
+    ran.failed(1, "the file does not exist");
 }
 
 #[test]
