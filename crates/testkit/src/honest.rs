@@ -39,6 +39,10 @@ const ENOUGH: Duration = Duration::from_secs(1);
 pub struct Drive {
     /// Reserving space writes zeros; else it takes next to nothing.
     reserves_with_zeros: bool,
+    /// Cutting off a file takes as long as writing what is cut off to a cache; else next to nothing.
+    discards: bool,
+    /// Everything takes so much longer.
+    slower: u32,
     log: Mutex<Log>,
     /// An operation that is being started has its observer.
     observed: Condvar,
@@ -112,6 +116,22 @@ impl Drive {
         }
     }
 
+    /// As it is in memory, and on a disk that discards what files give up: giving back takes time.
+    pub fn discarding() -> Self {
+        Self {
+            discards: true,
+            ..Self::default()
+        }
+    }
+
+    /// Everything takes so much longer: small tables are as large ones.
+    pub fn slower(factor: u32) -> Self {
+        Self {
+            slower: factor,
+            ..Self::default()
+        }
+    }
+
     /// A file on this disk.
     pub fn file(self: &Arc<Self>, bytes: MemoryStorage) -> Arc<dyn Storage> {
         Arc::new(DriveFile {
@@ -127,6 +147,7 @@ impl Drive {
 
     /// One disk: who comes second waits.
     fn work(&self, takes: Duration) {
+        let takes = takes * self.slower.max(1);
         let mut log = self
             .observed
             .wait_while(self.log(), |log| {
@@ -249,7 +270,10 @@ impl Storage for DriveFile {
     }
 
     fn set_len(&self, length: u64) -> Result<()> {
-        self.drive.work(METADATA);
+        let cut = self.below.len()?.saturating_sub(length);
+        let freed = if self.drive.discards { cut } else { 0 };
+        self.drive
+            .work(METADATA + Duration::from_nanos(freed / CACHE_BYTES));
         self.below.set_len(length)
     }
 

@@ -330,15 +330,21 @@ pub trait Image: Send + Sync {
         Ok(self.storage().len()?.max(size))
     }
 
-    /// The first block at or behind `offset` (of the virtual disk) that takes space in the file: the part of the
-    /// virtual disk that it stands for. A block that holds on to space without content counts. `None` if there is
-    /// none, and for fixed disks and formats without blocks, whose space is not given back.
-    fn next_allocated(&self, offset: u64) -> Result<Option<AllocatedBlock>> {
-        let _ = offset;
-        Ok(None)
+    /// The first blocks at or behind `offset` (of the virtual disk) that take space in the file, in their order, at most
+    /// `most`: the parts of the virtual disk that they stand for. A block that holds on to space without content counts.
+    /// Fewer than `most` are all there are: none of fixed disks and formats without blocks, whose space is not given
+    /// back.
+    fn allocated_blocks(&self, offset: u64, most: usize) -> Result<Vec<AllocatedBlock>> {
+        let _ = (offset, most);
+        Ok(Vec::new())
     }
 
-    /// Gives back the space of a block found by [`Image::next_allocated`], of which the caller knows that the disk
+    /// The first of [`Image::allocated_blocks`].
+    fn next_allocated(&self, offset: u64) -> Result<Option<AllocatedBlock>> {
+        Ok(self.allocated_blocks(offset, 1)?.pop())
+    }
+
+    /// Gives back the space of a block found by [`Image::allocated_blocks`], of which the caller knows that the disk
     /// reads as zeros there (or that it has no content). What the disk reads does not change, and so neither does the
     /// identity that children have recorded. False if that is not possible (a VHD child cannot hide its parent's data
     /// without a block). Durable with the next flush. Part of packing, as [`Image::pack`].
@@ -353,12 +359,12 @@ pub trait Image: Send + Sync {
     ///
     /// What became free may be kept for further calls; [`Image::end_packing`] says that there will be none.
     fn pack(&mut self, budget: u64) -> Result<Packed> {
-        self.pack_telling(budget, &|_| ())
+        self.pack_telling(budget, &|_| Ok(()))
     }
 
-    /// As [`Image::pack`]; `moved` is told how many more bytes have been moved, as they are.
-    fn pack_telling(&mut self, budget: u64, moved: Told<'_>) -> Result<Packed> {
-        let _ = (budget, moved);
+    /// As [`Image::pack`]; `told` hears of what is done, as it is done.
+    fn pack_telling(&mut self, budget: u64, told: PackingTold<'_>) -> Result<Packed> {
+        let _ = (budget, told);
         Ok(Packed::default())
     }
 
@@ -481,6 +487,21 @@ pub(crate) fn copy_placed(
 
 /// Told of further bytes done, from any thread.
 pub type Told<'a> = &'a (dyn Fn(u64) + Sync);
+
+/// A part of packing that is done, in bytes. An error asks to stop, and is handed on where that is possible.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[expect(clippy::exhaustive_enums, reason = "all that packing does")]
+pub enum PackingStep {
+    /// Read of tables.
+    Read(u64),
+    /// Moved.
+    Moved(u64),
+    /// Cut off the file's end.
+    CutOff(u64),
+}
+
+/// Told of packing, from any thread.
+pub type PackingTold<'a> = &'a (dyn Fn(PackingStep) -> Result<()> + Sync);
 
 /// Told of units done and units in all; an error asks to stop and is handed on.
 pub type Pace<'a> = &'a mut dyn FnMut(u64, u64) -> Result<()>;

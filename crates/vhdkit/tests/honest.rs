@@ -23,6 +23,7 @@ use vhdkit::{Operation, VirtualDisk};
 use vhdkit_testkit::contract::Running;
 use vhdkit_testkit::guest::GuestOp;
 use vhdkit_testkit::honest::Drive;
+use vhdkit_testkit::patch::{self, vhdx};
 use vhdkit_testkit::variant::{TestDisk, Variant, new_image};
 
 const MIB: u64 = 1 << 20;
@@ -438,4 +439,71 @@ fn break_when_equal<T: Send + 'static>(operation: &Operation<T>, disk: &Arc<Virt
             std::thread::sleep(Duration::from_millis(2));
         }
     });
+}
+
+/// A table whose reading takes a moment is read several times: before anything changes, for the plan, and at the end.
+#[test]
+fn compact_says_half_when_half_is_done_also_of_a_large_table() {
+    let bytes = new_image(&CreateParameters {
+        block_size: Some(MIB),
+        ..CreateParameters::new(Format::Vhdx, DiskType::Fixed, 64 << 30)
+    })
+    .unwrap();
+    // Dynamic, with a place for every block but the first two.
+    let (at, length) = vhdx::metadata_item(&*bytes, vhdx::FILE_PARAMETERS);
+    let mut parameters = patch::get(&*bytes, at, length as usize);
+    parameters[4] &= !1;
+    patch::put(&*bytes, at, &parameters);
+    for block in 0..2 {
+        vhdx::set_bat_entry(&*bytes, block, 0);
+    }
+    let image_on = |drive: &Arc<Drive>| {
+        let file = drive.file(MemoryStorage::clone(&bytes));
+        let image = open_image(file, Format::Vhdx, true).unwrap();
+        let layers = vec![Layer::new(image, "image").writable(true)];
+        Arc::new(VirtualDisk::from_layers(layers, true).unwrap())
+    };
+    let drive = Arc::new(Drive::slower(128));
+    let open = image_on(&drive);
+    drive.assert_honest("compact --quick of 64 GiB", || {
+        compacting(&open, CompactMode::Quick, false)
+    });
+}
+
+/// Cutting off what is no longer needed takes two seconds where that takes time.
+#[test]
+fn progress_moves_while_space_is_given_back() {
+    let drive = Arc::new(Drive::discarding());
+    let dynamic = |format| {
+        let parameters = CreateParameters {
+            block_size: Some(2 * MIB),
+            ..CreateParameters::new(format, DiskType::Dynamic, LARGE)
+        };
+        let bytes = new_image(&parameters).unwrap();
+        let open = |file| {
+            let image = open_image(file, format, true).unwrap();
+            let layers = vec![Layer::new(image, "image").writable(true)];
+            Arc::new(VirtualDisk::from_layers(layers, true).unwrap())
+        };
+        let disk = open(bytes.clone());
+        for block in 0..LARGE / (2 * MIB) {
+            disk.write_at(block * 2 * MIB, &[1]).unwrap();
+        }
+        // The last one keeps the file as long as it is.
+        disk.discard(0, LARGE - 2 * MIB).unwrap();
+        Arc::into_inner(disk).unwrap().close().unwrap();
+        open(drive.file(MemoryStorage::clone(&bytes)))
+    };
+    for format in [Format::Vhd, Format::Vhdx] {
+        let open = dynamic(format);
+        drive.assert_honest(&format!("compact a {} of one block", format.name()), || {
+            compacting(&open, CompactMode::Full, false)
+        });
+    }
+    let parameters = CreateParameters::new(Format::Vhdx, DiskType::Fixed, LARGE);
+    let bytes = new_image(&parameters).unwrap();
+    let image = open_image(drive.file(MemoryStorage::clone(&bytes)), Format::Vhdx, true).unwrap();
+    let layers = vec![Layer::new(image, "image").writable(true)];
+    let open = Arc::new(VirtualDisk::from_layers(layers, true).unwrap());
+    drive.assert_honest("shrink a fixed vhdx", || resizing(&open, 64 * MIB));
 }

@@ -35,7 +35,7 @@ use std::time::{Duration, Instant};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::image::{Pace, Told};
-use crate::num::MIB;
+use crate::num::{GIB, MIB};
 
 /// Positional bytes on stable media, shared by any number of threads.
 ///
@@ -217,6 +217,36 @@ pub(crate) fn in_steps(
         .clamp(*STEPS.start(), *STEPS.end());
     }
     pace(all, all)
+}
+
+/// Cutting off this much takes a moment where the file system discards it or it lies in memory. In bytes.
+const FIRST_CUT: u64 = if cfg!(test) { 12 * 1024 } else { 512 * MIB };
+const CUTS: RangeInclusive<u64> = if cfg!(test) {
+    FIRST_CUT..=FIRST_CUT
+} else {
+    64 * MIB..=64 * GIB
+};
+const CUT_TIME: Duration = Duration::from_millis(100);
+
+/// Calls `cut` with one length of the file after the other, the last of which is `end`.
+pub(crate) fn cut_in_steps(
+    length: u64,
+    end: u64,
+    mut cut: impl FnMut(u64) -> Result<()>,
+) -> Result<()> {
+    let (mut at, mut step) = (length, FIRST_CUT);
+    while at > end {
+        let begun = Instant::now();
+        at = end.max(at.saturating_sub(step));
+        cut(at)?;
+        step = match begun.elapsed() {
+            time if time < CUT_TIME / 2 => step * 2,
+            time if time > CUT_TIME => step / 2,
+            _ => step,
+        }
+        .clamp(*CUTS.start(), *CUTS.end());
+    }
+    Ok(())
 }
 
 /// `offset + length`, or an error instead of an overflow.

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use crate::disk::VirtualDisk;
 use crate::error::{Context, Error, ErrorKind, Result};
-use crate::image::{DiskType, Format};
+use crate::image::{DiskType, Format, PackingStep, Usage};
 use crate::num::{GIB, MIB};
 use crate::operation::{Monitor, Operation};
 use look::{Look, Seen};
@@ -83,8 +83,16 @@ const TABLE_COST: u64 = 64;
 /// A byte that is moved is read and written.
 const MOVE_COST: u64 = 2;
 
+/// Cutting off takes so much less time than reading.
+const CUT_GAIN: u64 = 8;
+
+/// The tables are read so often again once it is known what is in use, of the two times that this takes: before the first
+/// change, for the plan of what moves (twice), to cut off the rest, and for the report.
+const READINGS: u64 = 5;
+
 /// Compacts the leaf of a disk that was opened for writing (or, to predict, in any way). What the disk reads does not
-/// change, nor do the identities that its children have recorded. Units of progress: bytes to be read, twice those to be moved.
+/// change, nor do the identities that its children have recorded. Units of progress: bytes to be read, twice those to be
+/// moved, a part of those to be cut off.
 ///
 /// A fixed VHDX succeeds without shrinking.
 ///
@@ -126,38 +134,61 @@ fn run(disk: &VirtualDisk, options: &CompactOptions, monitor: &Monitor) -> Resul
         }
         disk.flush()?;
     }
-    let mut tables = 0;
+    let (mut tables, mut reading) = (0, 0);
+    let readings = if options.dry_run { 0 } else { READINGS };
     let usage = disk.with_chain(|chain| {
         let image = chain.leaf().image();
         let file_size = image.storage().len()?;
+        // Nobody knows yet which blocks are there, how much of each will have to be read, and what will go.
         let looks = info
             .block_size
             .map_or(1, |block| file_size / block * look::LEAST);
+        let cuts = if options.dry_run {
+            0
+        } else {
+            file_size / CUT_GAIN
+        };
         image.usage_telling(&mut |read, all| {
             tables = read.saturating_mul(TABLE_COST);
-            // Nobody knows yet which blocks are there, and how much of each will have to be read.
+            reading = all.saturating_mul(TABLE_COST) / 2;
+            let all = reading.saturating_mul(2 + readings);
             monitor.set(
                 tables,
-                all.saturating_mul(TABLE_COST).saturating_add(looks.max(1)),
+                all.saturating_add(looks.max(1)).saturating_add(cuts),
             );
             monitor.checkpoint()
         })
     })?;
-    let looks = usage.allocated_blocks.saturating_mul(look::LEAST);
-    monitor.set(tables, tables.saturating_add(looks.max(1)));
+    let mut seen = Seen {
+        payload: usage.payload,
+        free: usage.free,
+        tables,
+        later: reading.saturating_mul(readings),
+        moves: !options.dry_run,
+        ..Seen::default()
+    };
+    let looks = usage.allocated_blocks.saturating_mul(look::LEAST).max(1);
+    let all = tables
+        .saturating_add(looks)
+        .saturating_add(seen.left().all());
+    monitor.set(tables, all);
+    if !options.dry_run {
+        disk.with_chain(|chain| {
+            chain.leaf().image().prepare(&mut |read, _| {
+                seen.tables = tables.saturating_add(read.saturating_mul(TABLE_COST));
+                monitor.set(seen.tables, all.max(seen.tables));
+                monitor.checkpoint()
+            })
+        })?;
+        seen.later = seen.later.saturating_sub(reading);
+    }
     let mut compaction = Compaction {
         disk,
         options,
         monitor,
-        seen: Seen {
-            payload: usage.payload,
-            free: usage.free,
-            tables,
-            moves: !options.dry_run,
-            ..Seen::default()
-        },
+        seen,
         done: 0,
-        moves: 0,
+        left: Left::default(),
         blocks: 0,
         structures: 0,
         report: CompactReport {
@@ -187,7 +218,7 @@ fn run(disk: &VirtualDisk, options: &CompactOptions, monitor: &Monitor) -> Resul
     });
     disk.change_chain(|chain| chain.split(0).0.image_mut().end_packing());
     let usage = if packed? {
-        disk.with_chain(|chain| chain.leaf().image().usage())?
+        compaction.report_usage()?
     } else {
         usage
     };
@@ -205,14 +236,29 @@ struct Compaction<'a> {
     options: &'a CompactOptions,
     monitor: &'a Monitor,
     seen: Seen,
-    /// Units done: bytes read, also of tables, and for bytes moved [`MOVE_COST`].
+    /// Units done: bytes read, also of tables, for bytes moved [`MOVE_COST`], and a part of those cut off.
     done: u64,
-    /// Units that moving is expected to take.
-    moves: u64,
+    left: Left,
     /// Blocks that were given back, and the bytes of their bitmaps.
     blocks: u64,
     structures: u64,
     report: CompactReport,
+}
+
+/// Units that are expected to come.
+#[derive(Clone, Copy, Default)]
+struct Left {
+    moves: u64,
+    cuts: u64,
+    tables: u64,
+}
+
+impl Left {
+    fn all(self) -> u64 {
+        self.moves
+            .saturating_add(self.cuts)
+            .saturating_add(self.tables)
+    }
 }
 
 /// How much to do at a time next, by how long the last took.
@@ -267,7 +313,7 @@ impl Compaction<'_> {
             budget = adapted(budget, begun.elapsed(), LOOK_TIME, &LOOKS);
             next = batch.next;
         }
-        (self.done, self.moves) = (self.seen.tables + self.seen.done, self.seen.moves());
+        (self.done, self.left) = (self.seen.tables + self.seen.done, self.seen.left());
         Ok(())
     }
 
@@ -277,21 +323,34 @@ impl Compaction<'_> {
         loop {
             self.monitor.checkpoint()?;
             let begun = Instant::now();
-            let (monitor, done, all) = (self.monitor, self.done, self.done + self.moves);
-            let moved = AtomicU64::new(0);
-            let told = |bytes: u64| {
-                let now = done + MOVE_COST * (moved.fetch_add(bytes, Relaxed) + bytes);
-                monitor.set(now, all.max(now));
+            let (monitor, done, left) = (self.monitor, self.done, self.left);
+            let [read, moved, cut] = [const { AtomicU64::new(0) }; 3];
+            let told = |step| {
+                let (of_this, bytes) = match step {
+                    PackingStep::Read(bytes) => (&read, bytes.saturating_mul(TABLE_COST)),
+                    PackingStep::Moved(bytes) => (&moved, bytes.saturating_mul(MOVE_COST)),
+                    PackingStep::CutOff(bytes) => (&cut, bytes / CUT_GAIN),
+                };
+                of_this.fetch_add(bytes, Relaxed);
+                let now = [&read, &moved, &cut].map(|of| of.load(Relaxed));
+                let now = now.iter().fold(done, |sum, &of| sum.saturating_add(of));
+                monitor.set(now, done.saturating_add(left.all()).max(now));
+                monitor.checkpoint()
             };
             let step = self.disk.change_chain(|chain| {
                 let leaf = chain.split(0).0.image_mut();
                 leaf.pack_telling(budget, &told)
             })?;
             budget = adapted(budget, begun.elapsed(), STEP_TIME, &STEPS);
+            let [read, cut] = [read, cut].map(AtomicU64::into_inner);
             self.report.moved += step.moved;
-            self.done += MOVE_COST * step.moved;
-            self.moves = MOVE_COST * step.left;
-            self.monitor.set(self.done, self.done + self.moves);
+            self.done += MOVE_COST * step.moved + read + cut;
+            self.left = Left {
+                moves: MOVE_COST * step.left,
+                cuts: left.cuts.saturating_sub(cut),
+                tables: left.tables.saturating_sub(read),
+            };
+            self.monitor.set(self.done, self.done + self.left.all());
             if step.left == 0 {
                 return Ok(());
             }
@@ -301,5 +360,19 @@ impl Compaction<'_> {
                 (uncommitted, committed) = (0, Instant::now());
             }
         }
+    }
+
+    /// What the report says of the file afterwards. It is done: who asks to stop comes too late.
+    fn report_usage(&self) -> Result<Usage> {
+        let (monitor, done) = (self.monitor, self.done);
+        self.disk.with_chain(|chain| {
+            chain.leaf().image().usage_telling(&mut |read, all| {
+                // Nothing moves any more, so the second reading is for nothing.
+                let [read, all] = [read, all / 2].map(|bytes| bytes.saturating_mul(TABLE_COST));
+                let read = done.saturating_add(read);
+                monitor.set(read, done.saturating_add(all).max(read));
+                Ok(())
+            })
+        })
     }
 }

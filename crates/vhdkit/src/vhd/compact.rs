@@ -19,7 +19,7 @@ use super::layout::{FOOTER_SIZE, HEADER_SIZE, SECTOR};
 use super::space::{Kind, Move, Plan, Structure, between, covered, displaced, holes, plan};
 use super::sparse::Sparse;
 use crate::error::Result;
-use crate::image::{AllocatedBlock, Backing, Packed, Told, Usage};
+use crate::image::{AllocatedBlock, Backing, Packed, PackingStep, PackingTold, Usage};
 use crate::num::{round_up, to_usize};
 use crate::storage::{AlignedBuffer, CopyRun, copies_past_the_cache, copy_runs};
 
@@ -147,7 +147,7 @@ impl VhdImage {
     }
 
     /// One step of packing. Fixed disks and block devices stay as they are.
-    pub(super) fn pack_some(&mut self, budget: u64, told: Told<'_>) -> Result<Packed> {
+    pub(super) fn pack_some(&mut self, budget: u64, told: PackingTold<'_>) -> Result<Packed> {
         self.journal.check()?;
         self.refuse_saved_state("be compacted")?;
         let Some(sparse) = self.sparse.as_ref() else {
@@ -179,7 +179,9 @@ impl VhdImage {
                 copy_block(sparse, step, before, &mut runs)?;
                 before = joins.then_some(step);
             }
-            copy_runs(&*sparse.storage, &*sparse.storage, runs, told)?;
+            copy_runs(&*sparse.storage, &*sparse.storage, runs, &|bytes| {
+                let _ = told(PackingStep::Moved(bytes));
+            })?;
             let moves: Vec<_> = batch.iter().map(|m| (m.block, m.from, m.to)).collect();
             self.journal.move_blocks(&sparse.tables, &moves);
             plan.moves.truncate(plan.moves.len() - count);
@@ -189,7 +191,9 @@ impl VhdImage {
         if left == 0 {
             self.journal.settle()?;
             moved += self.move_structures(&plan)?;
-            self.journal.shorten()?;
+            self.journal.shorten(&mut |bytes| {
+                let _ = told(PackingStep::CutOff(bytes));
+            })?;
         } else {
             self.plan = Some((self.journal.generation(), plan));
         }

@@ -22,7 +22,7 @@ use crate::block_lock::BlockLocks;
 use crate::error::{Error, ErrorKind, Result};
 use crate::image::{
     AllocatedBlock, Backing, DiskType, Extent, ExtentKind, Format, Image, ImageInfo, Pace, Packed,
-    ParentLink, ParentReference, SourceRun, Told, Usage, ZeroMode, copy_placed,
+    PackingTold, ParentLink, ParentReference, SourceRun, Told, Usage, ZeroMode, copy_placed,
 };
 use crate::num::{round_up, to_usize};
 use crate::storage::Storage;
@@ -469,16 +469,24 @@ impl Image for VhdImage {
         self.longest(size, blocks)
     }
 
-    fn next_allocated(&self, offset: u64) -> Result<Option<AllocatedBlock>> {
-        self.next_allocated_block(offset)
+    fn allocated_blocks(&self, offset: u64, most: usize) -> Result<Vec<AllocatedBlock>> {
+        let mut blocks: Vec<AllocatedBlock> = Vec::new();
+        while blocks.len() < most {
+            let at = blocks.last().map_or(offset, |block| block.range.end);
+            match self.next_allocated_block(at)? {
+                Some(block) => blocks.push(block),
+                None => break,
+            }
+        }
+        Ok(blocks)
     }
 
     fn release(&mut self, block: &AllocatedBlock, backing: &dyn Backing) -> Result<bool> {
         self.release_block(block, backing)
     }
 
-    fn pack_telling(&mut self, budget: u64, moved: Told<'_>) -> Result<Packed> {
-        self.pack_some(budget, moved)
+    fn pack_telling(&mut self, budget: u64, told: PackingTold<'_>) -> Result<Packed> {
+        self.pack_some(budget, told)
     }
 
     fn resize(&mut self, size: u64, _backing: &dyn Backing, pace: Pace<'_>) -> Result<()> {

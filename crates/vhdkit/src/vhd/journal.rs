@@ -522,7 +522,7 @@ impl Journal {
         if matches!(self.state.load(Ordering::Acquire), READY | SETTLED)
             && let Some(tables) = &self.tables
         {
-            self.cut_off(tables)?;
+            self.cut_off(tables, &mut |_| ())?;
         }
         let _ = self
             .state

@@ -3,7 +3,7 @@
 //! The highest block goes to the lowest hole that takes it, again and again, until the highest cannot move. So nothing
 //! below the new end moves, and nothing moves twice; a plan made after some of the moves is the rest of the first one.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 
 use super::space::{Span, UsedMap};
 
@@ -48,25 +48,22 @@ impl Plan {
         pinned_end: u64,
         objects: impl IntoIterator<Item = (Span, Movable)>,
     ) -> Self {
-        let mut objects: BTreeMap<u64, (u64, Movable)> = objects
-            .into_iter()
-            .map(|((at, length), what)| (at, (length, what)))
-            .collect();
+        // By their places: of many blocks most are in order already, which sorting makes use of.
+        let mut objects: Vec<(Span, Movable)> = objects.into_iter().collect();
+        objects.sort_unstable_by_key(|&((at, _), _)| at);
         let mut holes = Holes::new(used);
         let mut moves = Vec::new();
-        let mut end = used.end();
-        // Once everything ends at the floor or before it, nothing is left free below it.
-        let lowest_end = Self::floor(used).max(pinned_end);
-        while let Some((&from, &(length, what))) = objects.last_key_value() {
-            end = (from + length).max(lowest_end);
-            if from + length <= lowest_end {
+        // Once everything ends at the floor or before it, nothing is left free below it. What has moved has no lower hole.
+        let mut end = Self::floor(used).max(pinned_end);
+        while let Some(((from, length), what)) = objects.pop() {
+            if from + length <= end {
                 break;
             }
             let Some(to) = holes.take(length, from) else {
+                end = from + length;
                 break;
             };
-            objects.remove(&from);
-            objects.insert(to, (length, what));
+            end = end.max(to + length);
             moves.push(Move {
                 what,
                 from,

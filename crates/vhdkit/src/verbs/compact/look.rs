@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Mutex, PoisonError};
 
-use super::{CompactMode, MOVE_COST};
+use super::{CUT_GAIN, CompactMode, Left, MOVE_COST};
 use crate::disk::Chain;
 use crate::error::{Error, ErrorKind, Result};
 use crate::image::AllocatedBlock;
@@ -38,6 +38,8 @@ pub(super) struct Seen {
     pub(super) free: u64,
     /// What was read of tables before, which is done too.
     pub(super) tables: u64,
+    /// Units that reading them again will take.
+    pub(super) later: u64,
     /// True if blocks will be moved.
     pub(super) moves: bool,
     /// Units done.
@@ -58,23 +60,28 @@ impl Seen {
         u64::try_from(all).unwrap_or(u64::MAX)
     }
 
-    /// Units that moving is expected to take: what is given back will be filled from the end of the file.
-    pub(super) fn moves(&self) -> u64 {
+    /// What is expected to come: what is given back will be filled from the end of the file, and the file cut off.
+    pub(super) fn left(&self) -> Left {
         if !self.moves {
-            return 0;
+            return Left::default();
         }
         // What comes is less likely to be like what was the further it is: three quarters of it are taken to be.
         let empty = self.released + self.empty;
         let released = empty + self.of_unseen(empty) / 4 * 3;
         let live = self.payload.saturating_sub(released);
-        MOVE_COST * live.min(self.free + released)
+        let gaps = self.free + released;
+        Left {
+            moves: MOVE_COST * live.min(gaps),
+            cuts: gaps / CUT_GAIN,
+            tables: self.later,
+        }
     }
 
     /// Tells how far it is while blocks are looked at: the others will cost what these did on average.
     pub(super) fn tell(&self, monitor: &Monitor) {
         let done = self.tables + self.done;
         let looks = self.of_unseen(self.done);
-        monitor.set(done, done + looks.saturating_add(self.moves()));
+        monitor.set(done, done + looks.saturating_add(self.left().all()));
     }
 }
 
@@ -109,15 +116,13 @@ impl Look<'_> {
         budget: u64,
         seen: &mut Seen,
     ) -> Result<Batch> {
-        let (mut blocks, mut space, mut next) = (Vec::new(), 0, Some(from));
-        while let Some(at) = next
-            && (blocks.is_empty() || blocks.len() as u64 * COST < budget)
-        {
-            let found = chain.leaf().image().next_allocated(at)?;
-            next = found.as_ref().map(|block| block.range.end);
-            space += found.as_ref().map_or(0, |block| block.space);
-            blocks.extend(found);
-        }
+        let most = to_usize(budget.div_ceil(COST).max(1));
+        let mut blocks = chain.leaf().image().allocated_blocks(from, most)?;
+        let space: u64 = blocks.iter().map(|block| block.space).sum();
+        let mut next = blocks
+            .last()
+            .filter(|_| blocks.len() == most)
+            .map(|block| block.range.end);
         let shared = Mutex::new(seen);
         // Blocks are taken in their order, so what was spent says up to where.
         let (index, spent) = (AtomicUsize::new(0), AtomicU64::new(0));

@@ -10,7 +10,7 @@ use super::{Journal, PER_SECTOR, READY, SETTLED, Tables, lock};
 use crate::error::{Error, ErrorKind, Result};
 use crate::image::Pace;
 use crate::num::round_up;
-use crate::storage::in_steps;
+use crate::storage::{cut_in_steps, in_steps};
 use crate::vhd::bat::write_unallocated_bulk;
 use crate::vhd::layout::{FOOTER_SIZE, Footer, Header, SECTOR};
 
@@ -112,29 +112,36 @@ impl Journal {
         }
     }
 
-    /// Cuts the file off behind everything in use.
-    pub(in crate::vhd) fn shorten(&self) -> Result<()> {
+    /// Cuts the file off behind everything in use. `cut` hears of further bytes that are gone.
+    pub(in crate::vhd) fn shorten(&self, cut: &mut dyn FnMut(u64)) -> Result<()> {
         match &self.tables {
-            Some(tables) => self.cut_off(tables),
+            Some(tables) => self.cut_off(tables, cut),
             None => Ok(()),
         }
     }
 
-    /// Puts the footer behind everything in use and cuts off the rest.
-    pub(super) fn cut_off(&self, tables: &Tables) -> Result<()> {
+    /// Puts the footer behind everything in use and cuts off the rest: if that is much, several times, so that there
+    /// always is one at the end.
+    pub(super) fn cut_off(&self, tables: &Tables, cut: &mut dyn FnMut(u64)) -> Result<()> {
         let mut space = lock(&self.space);
         // Places that were given back are not in the table.
         let end = round_up(tables.bat.end().max(space.found.structures_end), SECTOR);
         if end + FOOTER_SIZE >= space.file_size || !self.storage.grows_with_zeros() {
             return Ok(());
         }
-        self.storage
-            .write_at(end, &self.footer)
-            .map_err(|e| self.fail(e))?;
-        self.barrier()?;
-        self.storage
-            .set_len(end + FOOTER_SIZE)
-            .map_err(|e| self.fail(e))?;
+        let mut length = round_up(space.file_size - FOOTER_SIZE, SECTOR);
+        cut_in_steps(length, end, |shorter| {
+            self.storage
+                .write_at(shorter, &self.footer)
+                .map_err(|e| self.fail(e))?;
+            self.barrier()?;
+            self.storage
+                .set_len(shorter + FOOTER_SIZE)
+                .map_err(|e| self.fail(e))?;
+            cut(length - shorter);
+            length = shorter;
+            Ok(())
+        })?;
         self.barrier()?;
         space.end = end;
         space.file_size = end + FOOTER_SIZE;

@@ -20,7 +20,7 @@ use crate::block_lock::BlockLocks;
 use crate::error::{Error, ErrorKind, Result};
 use crate::image::{
     AllocatedBlock, Backing, DiskType, Extent, ExtentKind, Format, Image, ImageInfo, Pace, Packed,
-    ParentLink, SourceRun, Told, Usage, ZeroMode, copy_placed,
+    PackingTold, ParentLink, SourceRun, Told, Usage, ZeroMode, copy_placed,
 };
 use crate::num::{round_down, round_up, to_usize};
 use crate::storage::Storage;
@@ -423,16 +423,16 @@ impl Image for VhdxImage {
         self.longest(size, blocks)
     }
 
-    fn next_allocated(&self, offset: u64) -> Result<Option<AllocatedBlock>> {
-        self.next_held(offset)
+    fn allocated_blocks(&self, offset: u64, most: usize) -> Result<Vec<AllocatedBlock>> {
+        self.first_held(offset, most)
     }
 
     fn release(&mut self, block: &AllocatedBlock, _backing: &dyn Backing) -> Result<bool> {
         self.release_block(block)
     }
 
-    fn pack_telling(&mut self, budget: u64, moved: Told<'_>) -> Result<Packed> {
-        self.pack_step(budget, moved)
+    fn pack_telling(&mut self, budget: u64, told: PackingTold<'_>) -> Result<Packed> {
+        self.pack_step(budget, told)
     }
 
     fn end_packing(&mut self) {

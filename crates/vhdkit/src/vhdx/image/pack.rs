@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 
 use super::VhdxImage;
 use crate::error::{Context, Result};
-use crate::image::{Image, Packed, Told};
+use crate::image::{Image, Packed, PackingStep, PackingTold};
 use crate::storage::{CopyRun, copy_runs};
 use crate::vhdx::bat::Slot;
 use crate::vhdx::layout::{BAT_OFFSET_MASK, Guid, REGION_BAT, REGION_METADATA};
@@ -26,13 +26,14 @@ pub(super) struct Packing {
 impl VhdxImage {
     /// See [`Image::pack`]. Blocks are copied to free space and have their new places in memory only; the next flush
     /// makes the copies durable, then the entries, and only then are the old places free.
-    pub(super) fn pack_step(&mut self, budget: u64, told: Told<'_>) -> Result<Packed> {
+    pub(super) fn pack_step(&mut self, budget: u64, told: PackingTold<'_>) -> Result<Packed> {
         self.check_writable()?;
         let known = self
             .packing
             .take()
             .filter(|packing| packing.known == self.taken());
-        let Some(mut packing) = known.map_or_else(|| self.new_packing(), |p| Ok(Some(p)))? else {
+        let Some(mut packing) = known.map_or_else(|| self.new_packing(told), |p| Ok(Some(p)))?
+        else {
             return Ok(Packed::default());
         };
         self.journal.defer_punching(true);
@@ -52,9 +53,12 @@ impl VhdxImage {
         if later.is_empty() {
             self.flush()?;
             // Not where the plan says, but where the file says that its last byte in use is.
-            let end = self.survey()?.used.end();
+            let survey = self.survey_telling(&mut |bytes| told(PackingStep::Read(bytes)))?;
             self.journal.set_keep(0)?;
-            self.journal.trim(&*self.storage, end)?;
+            self.journal
+                .trim(&*self.storage, survey.used.end(), &mut |bytes| {
+                    let _ = told(PackingStep::CutOff(bytes));
+                })?;
         } else {
             packing.made += now.len();
             packing.known = self.taken();
@@ -63,15 +67,16 @@ impl VhdxImage {
         Ok(packed)
     }
 
-    fn new_packing(&self) -> Result<Option<Packing>> {
+    fn new_packing(&self, told: PackingTold<'_>) -> Result<Option<Packing>> {
         // What was freed is free only once that is durable.
         self.flush()?;
-        let survey = self.survey()?;
+        let mut told = |bytes| told(PackingStep::Read(bytes));
+        let survey = self.survey_telling(&mut told)?;
         if survey.unplaced > 0 {
             // A fixed disk some of whose blocks have no place yet needs what is free for these.
             return Ok(None);
         }
-        let plan = self.plan(&survey)?;
+        let plan = self.plan_telling(&survey, &mut told)?;
         let is_packed = plan.moves.is_empty() && self.storage.len()? <= plan.end;
         Ok((!is_packed).then(|| Packing {
             plan,
@@ -88,7 +93,7 @@ impl VhdxImage {
         )
     }
 
-    fn move_blocks(&mut self, moves: &[Move], told: Told<'_>) -> Result<()> {
+    fn move_blocks(&mut self, moves: &[Move], told: PackingTold<'_>) -> Result<()> {
         let moves = &in_order(moves);
         let is_bitmap = |step: &Move| match step.what {
             Movable::Entry(index) => matches!(self.geometry.slot(index), Slot::Bitmap(_)),
@@ -117,7 +122,10 @@ impl VhdxImage {
                 self.claim(to, &mut claimed)
             }
         });
-        let copied = copied.and_then(|()| copy_runs(&*self.storage, &*self.storage, runs, told));
+        let moved = |bytes| {
+            let _ = told(PackingStep::Moved(bytes));
+        };
+        let copied = copied.and_then(|()| copy_runs(&*self.storage, &*self.storage, runs, &moved));
         if let Err(e) = copied {
             self.abandon(&claimed);
             return Err(e);

@@ -31,7 +31,10 @@ const DURABLE_STEP: u64 = 16 * MIB;
 /// Allocating takes the time of reading so much less.
 const ALLOCATION_GAIN: u64 = 16 * 1024;
 
-/// Tells how far it is. Units: bytes of the BAT read or written, and of what is allocated a part.
+/// So does cutting off.
+const CUT_GAIN: u64 = 32;
+
+/// Tells how far it is. Units: bytes of the BAT read or written, and of what is allocated or cut off a part.
 struct Meter<'a> {
     pace: Pace<'a>,
     done: u64,
@@ -156,7 +159,9 @@ impl VhdxImage {
                 unplaced => self.storage.len()?.min(end + unplaced),
             };
             self.journal.set_keep(keep)?;
-            self.journal.trim(&*self.storage, end)?;
+            self.journal.trim(&*self.storage, end, &mut |bytes| {
+                let _ = meter.tell(bytes / CUT_GAIN);
+            })?;
         }
         Ok(())
     }
@@ -174,6 +179,8 @@ impl VhdxImage {
         }
         if surveys {
             units += table + if allocates { 8 * added } else { 0 };
+            let removed = old.block_count.saturating_sub(new.block_count) * new.block_size;
+            units += removed.min(self.storage.len()?) / CUT_GAIN;
         }
         Ok(units.max(1))
     }
@@ -213,7 +220,8 @@ impl VhdxImage {
             && survey.unplaced == 0
         {
             let _ = self.journal.set_keep(0);
-            let _ = self.journal.trim(&*self.storage, survey.used.end());
+            let end = survey.used.end();
+            let _ = self.journal.trim(&*self.storage, end, &mut |_| ());
         }
     }
 

@@ -152,13 +152,8 @@ impl VhdxImage {
         Ok(length)
     }
 
-    /// How the file becomes as short as it can.
-    pub(super) fn plan(&self, survey: &Survey) -> Result<Plan> {
-        self.plan_telling(survey, &mut |_| Ok(()))
-    }
-
-    /// As [`Self::plan`]; `told` hears of further bytes of the BAT that were read, and may stop it.
-    fn plan_telling(
+    /// How the file becomes as short as it can. `told` hears of further bytes of the BAT that were read, and may stop it.
+    pub(super) fn plan_telling(
         &self,
         survey: &Survey,
         told: &mut dyn FnMut(u64) -> Result<()>,
@@ -245,26 +240,26 @@ impl VhdxImage {
         Ok(round_up(file_size, MIB) + table + blocks * new.block_size + bitmaps * BITMAP_BLOCK)
     }
 
-    /// See [`crate::image::Image::next_allocated`].
-    pub(super) fn next_held(&self, offset: u64) -> Result<Option<AllocatedBlock>> {
+    /// See [`crate::image::Image::allocated_blocks`].
+    pub(super) fn first_held(&self, offset: u64, most: usize) -> Result<Vec<AllocatedBlock>> {
         let size = self.geometry.block_size;
+        let mut found = Vec::new();
         if self.metadata.leave_blocks_allocated || offset >= self.geometry.virtual_size {
-            return Ok(None);
+            return Ok(found);
         }
-        let mut found = None;
         let first = self.geometry.payload_index(offset / size);
         self.walk_held(first, &mut |held| {
             let Slot::Payload(block) = held.slot else {
                 return Ok(true);
             };
             let start = block * size;
-            found = Some(AllocatedBlock {
+            found.push(AllocatedBlock {
                 range: start..start + self.block_length(block),
                 space: held.length,
                 structures: 0,
                 has_content: held.has_content,
             });
-            Ok(false)
+            Ok(found.len() < most)
         })?;
         Ok(found)
     }

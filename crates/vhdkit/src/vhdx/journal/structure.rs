@@ -4,7 +4,7 @@ use uuid::Uuid;
 
 use super::{DirtyPage, Journal, State, lock};
 use crate::error::Result;
-use crate::storage::Storage;
+use crate::storage::{Storage, cut_in_steps};
 use crate::vhdx::header::corrupt;
 use crate::vhdx::space::Span;
 
@@ -99,8 +99,14 @@ impl Journal {
         Ok(())
     }
 
-    /// J10: cuts the file off at `end`, durably. Nothing durable refers to what lies behind.
-    pub(in crate::vhdx) fn trim(&self, storage: &dyn Storage, end: u64) -> Result<()> {
+    /// J10: cuts the file off at `end`, durably. Nothing durable refers to what lies behind. `cut` hears of further bytes
+    /// that are gone.
+    pub(in crate::vhdx) fn trim(
+        &self,
+        storage: &dyn Storage,
+        end: u64,
+        cut: &mut dyn FnMut(u64),
+    ) -> Result<()> {
         self.exclusively(|state| {
             let (before, end) =
                 self.with_space(|space| Ok((space.file_length(), space.cut(end))))?;
@@ -110,7 +116,13 @@ impl Journal {
             self.settle_identity(storage, state)?;
             state.flushed_length = state.flushed_length.min(end);
             self.seal(storage, state)?;
-            storage.set_len(end)?;
+            let mut length = before;
+            cut_in_steps(before, end, |shorter| {
+                storage.set_len(shorter)?;
+                cut(length - shorter);
+                length = shorter;
+                Ok(())
+            })?;
             self.barrier(storage, state)
         })
     }
