@@ -368,6 +368,11 @@ pub trait Image: Send + Sync {
         Ok(Packed::default())
     }
 
+    /// As [`Image::prepare`], for calls of [`Image::release`] and [`Image::pack`].
+    fn prepare_packing(&mut self, pace: Pace<'_>) -> Result<()> {
+        self.prepare(pace)
+    }
+
     /// No call of [`Image::release`] or [`Image::pack`] follows for now, be it because all is done or not.
     fn end_packing(&mut self) {}
 

@@ -443,7 +443,7 @@ fn break_when_equal<T: Send + 'static>(operation: &Operation<T>, disk: &Arc<Virt
 
 /// A table whose reading takes a moment is read several times: before anything changes, for the plan, and at the end.
 #[test]
-fn compact_says_half_when_half_is_done_also_of_a_large_table() {
+fn progress_moves_while_a_compaction_reads_a_large_table_again() {
     let bytes = new_image(&CreateParameters {
         block_size: Some(MIB),
         ..CreateParameters::new(Format::Vhdx, DiskType::Fixed, 64 << 30)
@@ -465,7 +465,8 @@ fn compact_says_half_when_half_is_done_also_of_a_large_table() {
     };
     let drive = Arc::new(Drive::slower(128));
     let open = image_on(&drive);
-    drive.assert_honest("compact --quick of 64 GiB", || {
+    // Looking at blocks without reading them takes the disk no time.
+    drive.assert_steady("compact --quick of 64 GiB", || {
         compacting(&open, CompactMode::Quick, false)
     });
 }
@@ -474,7 +475,7 @@ fn compact_says_half_when_half_is_done_also_of_a_large_table() {
 #[test]
 fn progress_moves_while_space_is_given_back() {
     let drive = Arc::new(Drive::discarding());
-    let dynamic = |format| {
+    let dynamic = |format, holds_on: bool| {
         let parameters = CreateParameters {
             block_size: Some(2 * MIB),
             ..CreateParameters::new(format, DiskType::Dynamic, LARGE)
@@ -490,12 +491,25 @@ fn progress_moves_while_space_is_given_back() {
             disk.write_at(block * 2 * MIB, &[1]).unwrap();
         }
         // The last one keeps the file as long as it is.
-        disk.discard(0, LARGE - 2 * MIB).unwrap();
+        if !holds_on {
+            disk.discard(0, LARGE - 2 * MIB).unwrap();
+        }
         Arc::into_inner(disk).unwrap().close().unwrap();
+        for block in 0..LARGE / (2 * MIB) - 1 {
+            if holds_on {
+                // As Windows leaves blocks that were trimmed: their space is theirs until they are written to again.
+                let entry = vhdx::bat_entry(&*bytes, block);
+                vhdx::set_bat_entry(&*bytes, block, entry & !7 | 3);
+            }
+        }
         open(drive.file(MemoryStorage::clone(&bytes)))
     };
-    for format in [Format::Vhd, Format::Vhdx] {
-        let open = dynamic(format);
+    for (format, holds_on) in [
+        (Format::Vhd, false),
+        (Format::Vhdx, false),
+        (Format::Vhdx, true),
+    ] {
+        let open = dynamic(format, holds_on);
         drive.assert_honest(&format!("compact a {} of one block", format.name()), || {
             compacting(&open, CompactMode::Full, false)
         });

@@ -102,6 +102,25 @@ fn t22_compact_keeps_the_contract_and_every_byte() {
     }
 }
 
+/// A second compaction has nothing to do, nor has one of a fixed disk.
+#[test]
+fn a_compaction_that_gains_nothing_leaves_the_file_as_it_is() {
+    for variant in Variant::small() {
+        let disk = used(&variant, 4);
+        let compacted = |mode| {
+            let open = Arc::new(disk.open(true).unwrap());
+            let result = compacting(&open, mode).wait();
+            assert!(result.is_ok() || variant.disk_type == DiskType::Fixed);
+            Arc::into_inner(open).unwrap().close().unwrap();
+            disk.layers[0].to_vec()
+        };
+        let first = compacted(CompactMode::Full);
+        for mode in [CompactMode::Quick, CompactMode::Full] {
+            assert!(compacted(mode) == first, "{}", variant.name());
+        }
+    }
+}
+
 fn resizing(disk: &Arc<VirtualDisk>, size: u64) -> Running {
     Running::of(resize(
         disk.clone(),

@@ -228,23 +228,31 @@ const CUTS: RangeInclusive<u64> = if cfg!(test) {
 };
 const CUT_TIME: Duration = Duration::from_millis(100);
 
-/// Calls `cut` with one length of the file after the other, the last of which is `end`.
+/// Cuts a file of `length` bytes off at `end`, in steps that each take a moment. `before` does what a step to its new
+/// length needs, or says that it is not possible; what comes then is one step. `cut` hears of further bytes that are gone.
 pub(crate) fn cut_in_steps(
-    length: u64,
-    end: u64,
-    mut cut: impl FnMut(u64) -> Result<()>,
+    storage: &dyn Storage,
+    (length, end): (u64, u64),
+    mut before: impl FnMut(u64) -> Result<bool>,
+    cut: &mut dyn FnMut(u64),
 ) -> Result<()> {
     let (mut at, mut step) = (length, FIRST_CUT);
     while at > end {
+        let mut shorter = end.max(at.saturating_sub(step));
+        if !before(shorter)? {
+            shorter = end;
+            before(end)?;
+        }
         let begun = Instant::now();
-        at = end.max(at.saturating_sub(step));
-        cut(at)?;
+        storage.set_len(shorter)?;
         step = match begun.elapsed() {
             time if time < CUT_TIME / 2 => step * 2,
             time if time > CUT_TIME => step / 2,
             _ => step,
         }
         .clamp(*CUTS.start(), *CUTS.end());
+        cut(at - shorter);
+        at = shorter;
     }
     Ok(())
 }

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use crate::disk::VirtualDisk;
 use crate::error::{Context, Error, ErrorKind, Result};
-use crate::image::{DiskType, Format, PackingStep, Usage};
+use crate::image::{DiskType, Format, Image, PackingStep, Usage};
 use crate::num::{GIB, MIB};
 use crate::operation::{Monitor, Operation};
 use look::{Look, Seen};
@@ -159,7 +159,7 @@ fn run(disk: &VirtualDisk, options: &CompactOptions, monitor: &Monitor) -> Resul
             monitor.checkpoint()
         })
     })?;
-    let mut seen = Seen {
+    let seen = Seen {
         payload: usage.payload,
         free: usage.free,
         tables,
@@ -168,20 +168,8 @@ fn run(disk: &VirtualDisk, options: &CompactOptions, monitor: &Monitor) -> Resul
         ..Seen::default()
     };
     let looks = usage.allocated_blocks.saturating_mul(look::LEAST).max(1);
-    let all = tables
-        .saturating_add(looks)
-        .saturating_add(seen.left().all());
-    monitor.set(tables, all);
-    if !options.dry_run {
-        disk.with_chain(|chain| {
-            chain.leaf().image().prepare(&mut |read, _| {
-                seen.tables = tables.saturating_add(read.saturating_mul(TABLE_COST));
-                monitor.set(seen.tables, all.max(seen.tables));
-                monitor.checkpoint()
-            })
-        })?;
-        seen.later = seen.later.saturating_sub(reading);
-    }
+    let all = looks.saturating_add(seen.left().all());
+    monitor.set(tables, tables.saturating_add(all));
     let mut compaction = Compaction {
         disk,
         options,
@@ -189,6 +177,7 @@ fn run(disk: &VirtualDisk, options: &CompactOptions, monitor: &Monitor) -> Resul
         seen,
         done: 0,
         left: Left::default(),
+        is_prepared: false,
         blocks: 0,
         structures: 0,
         report: CompactReport {
@@ -213,6 +202,8 @@ fn run(disk: &VirtualDisk, options: &CompactOptions, monitor: &Monitor) -> Resul
         let gains = compaction.report.released > 0 || usage.packed_size < usage.file_size;
         if gains {
             compaction.pack()?;
+        } else {
+            monitor.set(compaction.done, compaction.done);
         }
         Ok(gains)
     });
@@ -239,13 +230,15 @@ struct Compaction<'a> {
     /// Units done: bytes read, also of tables, for bytes moved [`MOVE_COST`], and a part of those cut off.
     done: u64,
     left: Left,
+    /// The image knows that blocks will be given back or moved.
+    is_prepared: bool,
     /// Blocks that were given back, and the bytes of their bitmaps.
     blocks: u64,
     structures: u64,
     report: CompactReport,
 }
 
-/// Units that are expected to come.
+/// Units of each kind: those that are expected to come.
 #[derive(Clone, Copy, Default)]
 struct Left {
     moves: u64,
@@ -259,6 +252,29 @@ impl Left {
             .saturating_add(self.cuts)
             .saturating_add(self.tables)
     }
+
+    fn at_least(self, other: Self) -> Self {
+        Self {
+            moves: self.moves.max(other.moves),
+            cuts: self.cuts.max(other.cuts),
+            tables: self.tables.max(other.tables),
+        }
+    }
+}
+
+/// Before the first change: what it has to know is read, and that is seen.
+fn prepare(image: &mut dyn Image, seen: &mut Seen, monitor: &Monitor) -> Result<()> {
+    let (done, all) = (seen.done(), seen.all());
+    let mut units = 0;
+    image.prepare_packing(&mut |read, _| {
+        units = read.saturating_mul(TABLE_COST);
+        let now = done.saturating_add(units);
+        monitor.set(now, all.max(now));
+        monitor.checkpoint()
+    })?;
+    seen.tables = seen.tables.saturating_add(units);
+    seen.later = seen.later.saturating_sub(units);
+    Ok(())
 }
 
 /// How much to do at a time next, by how long the last took.
@@ -284,14 +300,18 @@ impl Compaction<'_> {
                 mode: self.options.mode,
                 threads,
             };
-            let (disk, seen) = (self.disk, &mut self.seen);
+            let (disk, seen, monitor) = (self.disk, &mut self.seen, self.monitor);
             let batch = if self.options.dry_run {
                 disk.with_chain(|chain| look.at(chain, from, budget, seen))?
             } else {
                 // Between the look and the release nobody may write to the blocks.
+                let is_prepared = &mut self.is_prepared;
                 disk.change_chain(|chain| {
                     let mut batch = look.at(chain, from, budget, seen)?;
                     let (leaf, ancestors) = chain.split(0);
+                    if !batch.unused.is_empty() && !std::mem::replace(is_prepared, true) {
+                        prepare(leaf.image_mut(), seen, monitor)?;
+                    }
                     let mut released = Vec::with_capacity(batch.unused.len());
                     for block in batch.unused {
                         if leaf.image_mut().release(&block, &ancestors)? {
@@ -313,11 +333,19 @@ impl Compaction<'_> {
             budget = adapted(budget, begun.elapsed(), LOOK_TIME, &LOOKS);
             next = batch.next;
         }
-        (self.done, self.left) = (self.seen.tables + self.seen.done, self.seen.left());
+        (self.done, self.left) = (self.seen.done(), self.seen.left());
         Ok(())
     }
 
     fn pack(&mut self) -> Result<()> {
+        if !self.is_prepared {
+            let (seen, monitor) = (&mut self.seen, self.monitor);
+            self.disk.change_chain(|chain| {
+                let leaf = chain.split(0).0.image_mut();
+                prepare(leaf, seen, monitor)
+            })?;
+            (self.done, self.left) = (self.seen.done(), self.seen.left());
+        }
         let mut budget = FIRST_STEP;
         let (mut uncommitted, mut committed) = (0, Instant::now());
         loop {
@@ -332,9 +360,14 @@ impl Compaction<'_> {
                     PackingStep::CutOff(bytes) => (&cut, bytes / CUT_GAIN),
                 };
                 of_this.fetch_add(bytes, Relaxed);
-                let now = [&read, &moved, &cut].map(|of| of.load(Relaxed));
-                let now = now.iter().fold(done, |sum, &of| sum.saturating_add(of));
-                monitor.set(now, done.saturating_add(left.all()).max(now));
+                let now = Left {
+                    moves: moved.load(Relaxed),
+                    cuts: cut.load(Relaxed),
+                    tables: read.load(Relaxed),
+                };
+                // There is more than was expected if others have changed the disk between two steps.
+                let all = left.at_least(now).all();
+                monitor.set(done.saturating_add(now.all()), done.saturating_add(all));
                 monitor.checkpoint()
             };
             let step = self.disk.change_chain(|chain| {

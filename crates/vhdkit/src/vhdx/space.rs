@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 
 use super::layout::{ALIGNMENT, MAX_FILE_SIZE};
 use crate::error::{Error, ErrorKind, Result};
-use crate::num::{GIB, MIB, round_down, round_up, to_usize};
+use crate::num::{MIB, round_down, round_up, to_usize};
 use crate::storage::Storage;
 
 /// The file grows by at least this, so that not every new block changes its length.
@@ -117,8 +117,7 @@ impl Space {
         for &(offset, length) in spans {
             insert(&mut self.unpunched, offset, length);
         }
-        let waiting: u64 = self.unpunched.values().sum();
-        if self.deferring && waiting <= MAX_UNPUNCHED {
+        if self.deferring {
             return Ok(());
         }
         self.punch(storage)
@@ -284,10 +283,6 @@ pub(super) fn grow(storage: &dyn Storage, wanted: u64, needed: u64) -> Result<u6
     Ok(needed)
 }
 
-/// Of what is not punched yet at most so many bytes wait, so that a long packing gives space back as it goes, and one
-/// that is cancelled has little left to do.
-const MAX_UNPUNCHED: u64 = if cfg!(test) { 8 * MIB } else { GIB };
-
 /// So many holes are taken up at the start of a session; further ones wait for a compaction.
 const MAX_HOLES: usize = 4096;
 
@@ -432,9 +427,9 @@ mod tests {
         space.flushed(count);
         let taken = [(); 3].map(|()| space.take(&storage, MIB).unwrap() / MIB);
         assert_eq!(taken, [4, 6, 10]);
-        // So much at a time is not left lying.
         space.give_back(&storage, &[(8 * MIB, 2 * MIB)]).unwrap();
         assert!(!is_zero(8));
+        space.defer_punching(false);
         space.give_back(&storage, &[(10 * MIB, 8 * MIB)]).unwrap();
         assert!((8..18).all(is_zero));
     }

@@ -77,11 +77,21 @@ impl Seen {
         }
     }
 
-    /// Tells how far it is while blocks are looked at: the others will cost what these did on average.
+    /// Units done, those of tables with it.
+    pub(super) fn done(&self) -> u64 {
+        self.tables.saturating_add(self.done)
+    }
+
+    /// Units in all. The other blocks will cost what these did on average.
+    pub(super) fn all(&self) -> u64 {
+        self.done()
+            .saturating_add(self.of_unseen(self.done))
+            .saturating_add(self.left().all())
+    }
+
+    /// Tells how far it is while blocks are looked at.
     pub(super) fn tell(&self, monitor: &Monitor) {
-        let done = self.tables + self.done;
-        let looks = self.of_unseen(self.done);
-        monitor.set(done, done + looks.saturating_add(self.left().all()));
+        monitor.set(self.done(), self.all());
     }
 }
 

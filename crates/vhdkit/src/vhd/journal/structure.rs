@@ -129,19 +129,15 @@ impl Journal {
         if end + FOOTER_SIZE >= space.file_size || !self.storage.grows_with_zeros() {
             return Ok(());
         }
-        let mut length = round_up(space.file_size - FOOTER_SIZE, SECTOR);
-        cut_in_steps(length, end, |shorter| {
-            self.storage
-                .write_at(shorter, &self.footer)
-                .map_err(|e| self.fail(e))?;
-            self.barrier()?;
-            self.storage
-                .set_len(shorter + FOOTER_SIZE)
-                .map_err(|e| self.fail(e))?;
-            cut(length - shorter);
-            length = shorter;
-            Ok(())
-        })?;
+        let footer_at = |at| match self.storage.write_at(at, &self.footer) {
+            Ok(()) => self.barrier().map(|()| true),
+            // In the place of a block that was trimmed it may need space; at the end others can do without that.
+            Err(_) if at > end => Ok(false),
+            Err(e) => Err(e),
+        };
+        let lengths = (space.file_size, end + FOOTER_SIZE);
+        let before = |length| footer_at(length - FOOTER_SIZE);
+        cut_in_steps(&*self.storage, lengths, before, cut).map_err(|e| self.fail(e))?;
         self.barrier()?;
         space.end = end;
         space.file_size = end + FOOTER_SIZE;

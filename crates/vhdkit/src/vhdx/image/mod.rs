@@ -435,6 +435,11 @@ impl Image for VhdxImage {
         self.pack_step(budget, told)
     }
 
+    fn prepare_packing(&mut self, pace: Pace<'_>) -> Result<()> {
+        self.journal.defer_punching(true);
+        self.prepare(pace)
+    }
+
     fn end_packing(&mut self) {
         self.stop_packing();
     }

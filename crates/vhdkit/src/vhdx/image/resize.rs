@@ -115,11 +115,26 @@ impl VhdxImage {
             return Ok(());
         }
         let new = Geometry::new(old.block_size, self.metadata.logical_sector_size, size);
-        let allocates = self.metadata.leave_blocks_allocated && new.block_count > old.block_count;
         if self.journal.is_modified() {
             self.flush()?;
         }
-        let surveys = self.metadata.leave_blocks_allocated || size < old.virtual_size;
+        // Most of what a smaller disk gives back is cut off.
+        self.journal
+            .defer_punching(new.block_count < old.block_count);
+        let resized = self.resize_from(old, new, backing, pace);
+        self.journal.defer_punching(false);
+        resized
+    }
+
+    fn resize_from(
+        &mut self,
+        old: Geometry,
+        new: Geometry,
+        backing: &dyn Backing,
+        pace: Pace<'_>,
+    ) -> Result<()> {
+        let allocates = self.metadata.leave_blocks_allocated && new.block_count > old.block_count;
+        let surveys = self.metadata.leave_blocks_allocated || new.virtual_size < old.virtual_size;
         let mut meter = Meter {
             pace,
             done: 0,
@@ -159,6 +174,8 @@ impl VhdxImage {
                 unplaced => self.storage.len()?.min(end + unplaced),
             };
             self.journal.set_keep(keep)?;
+            let cut = self.storage.len()?.saturating_sub(end.max(keep));
+            meter.all = meter.done + cut / CUT_GAIN;
             self.journal.trim(&*self.storage, end, &mut |bytes| {
                 let _ = meter.tell(bytes / CUT_GAIN);
             })?;
@@ -179,8 +196,10 @@ impl VhdxImage {
         }
         if surveys {
             units += table + if allocates { 8 * added } else { 0 };
-            let removed = old.block_count.saturating_sub(new.block_count) * new.block_size;
-            units += removed.min(self.storage.len()?) / CUT_GAIN;
+            if self.metadata.leave_blocks_allocated {
+                let removed = old.block_count.saturating_sub(new.block_count);
+                units += removed * new.block_size / CUT_GAIN;
+            }
         }
         Ok(units.max(1))
     }

@@ -244,7 +244,8 @@ impl VhdxImage {
     pub(super) fn first_held(&self, offset: u64, most: usize) -> Result<Vec<AllocatedBlock>> {
         let size = self.geometry.block_size;
         let mut found = Vec::new();
-        if self.metadata.leave_blocks_allocated || offset >= self.geometry.virtual_size {
+        if self.metadata.leave_blocks_allocated || offset >= self.geometry.virtual_size || most == 0
+        {
             return Ok(found);
         }
         let first = self.geometry.payload_index(offset / size);

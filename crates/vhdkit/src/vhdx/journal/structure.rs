@@ -116,13 +116,7 @@ impl Journal {
             self.settle_identity(storage, state)?;
             state.flushed_length = state.flushed_length.min(end);
             self.seal(storage, state)?;
-            let mut length = before;
-            cut_in_steps(before, end, |shorter| {
-                storage.set_len(shorter)?;
-                cut(length - shorter);
-                length = shorter;
-                Ok(())
-            })?;
+            cut_in_steps(storage, (before, end), |_| Ok(true), cut)?;
             self.barrier(storage, state)
         })
     }
