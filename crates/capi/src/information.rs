@@ -1,7 +1,9 @@
 //! GetVirtualDiskInformation: fifteen kinds of questions (contract, 2.8 and 3.7).
 
 use vhdkit::image::{DiskType, Format, ImageInfo, ParentReference};
-use vhdkit::verbs::information::{ParentLocation, fragmentation, is_4k_aligned, parent_location};
+use vhdkit::verbs::information::{
+    ParentLocation, change_tracking_files, fragmentation, is_4k_aligned, parent_location,
+};
 use vhdkit::verbs::resize::smallest_safe_size;
 
 use crate::access::Right;
@@ -23,7 +25,8 @@ const VHD_EPOCH: i64 = 946_684_800;
 ///
 /// ERROR_INSUFFICIENT_BUFFER with the size needed in `size`; ERROR_VHD_INVALID_TYPE for a question that does not fit
 /// the disk (a parent's, for one without; an identifier, for an ISO); ERROR_VHD_COULD_NOT_COMPUTE_MINIMUM_VIRTUAL_SIZE;
-/// ERROR_NOT_SUPPORTED for the state of change tracking.
+/// ERROR_NOT_SUPPORTED for the state of change tracking if Windows has tracked the disk's changes (in `.rct` and `.mrt`
+/// files beside it); else it is off.
 ///
 /// # Safety
 /// Pointers are NULL or lead to what their types say, `info` to `size` bytes.
@@ -112,6 +115,12 @@ fn answer(disk: &Disk, kind: u32) -> Answer<Vec<u8>> {
         GET_VIRTUAL_DISK_INFO_FRAGMENTATION => number(fragmentation(&target)?),
         GET_VIRTUAL_DISK_INFO_IS_LOADED => flag(disk.attachment().is_some()),
         GET_VIRTUAL_DISK_INFO_VIRTUAL_DISK_ID => identifier(info.identifier),
+        // Not enabled, no newer changes, and an empty string.
+        GET_VIRTUAL_DISK_INFO_CHANGE_TRACKING_STATE
+            if change_tracking_files(&target).is_empty() =>
+        {
+            Ok(vec![0; 4 + 4 + 2])
+        }
         _ => Err(Code(ERROR_NOT_SUPPORTED)),
     }
 }

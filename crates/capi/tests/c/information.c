@@ -33,7 +33,9 @@ static void kinds(void) {
     EXPECT(ERROR_VHD_INVALID_TYPE, try_info(vhdx, GET_VIRTUAL_DISK_INFO_PARENT_LOCATION));
     EXPECT(ERROR_VHD_INVALID_TYPE, try_info(vhdx, GET_VIRTUAL_DISK_INFO_PARENT_IDENTIFIER));
     EXPECT(ERROR_VHD_INVALID_TYPE, try_info(vhdx, GET_VIRTUAL_DISK_INFO_PARENT_TIMESTAMP));
-    EXPECT(ERROR_NOT_SUPPORTED, try_info(vhdx, GET_VIRTUAL_DISK_INFO_CHANGE_TRACKING_STATE));
+    memset(&i, 0xCC, sizeof i);
+    i = info(vhdx, GET_VIRTUAL_DISK_INFO_CHANGE_TRACKING_STATE);
+    CHECK(!i.ChangeTrackingState.Enabled && !i.ChangeTrackingState.NewerChanges && i.ChangeTrackingState.MostRecentId[0] == 0);
     EXPECT(ERROR_INVALID_PARAMETER, try_info(vhdx, GET_VIRTUAL_DISK_INFO_UNSPECIFIED));
     EXPECT(ERROR_INVALID_PARAMETER, try_info(vhdx, (GET_VIRTUAL_DISK_INFO_VERSION)16));
     /* Of a VHD both identifiers are the footer's; of a VHDX they differ. */

@@ -90,6 +90,8 @@ struct Details {
     smallest_safe_size: Option<u64>,
     /// Nothing if there is no parent, or none is found.
     parent_location: Option<String>,
+    /// Windows', beside the disk.
+    change_tracking_files: Vec<String>,
     host_logical_sector_size: u32,
     host_physical_sector_size: u32,
     host_is_remote: bool,
@@ -121,6 +123,10 @@ impl Details {
                 Some(ParentLocation::Resolved(path)) => Some(text(&path)),
                 _ => None,
             },
+            change_tracking_files: information::change_tracking_files(disk)
+                .iter()
+                .map(|path| text(path))
+                .collect(),
             host_logical_sector_size: host.logical_sector_size,
             host_physical_sector_size: host.physical_sector_size,
             host_is_remote: host.is_remote,
@@ -147,6 +153,17 @@ impl Details {
         if let Some(path) = &self.parent_location {
             row("parent found", path.clone())?;
         }
+        row(
+            "change tracking",
+            if self.change_tracking_files.is_empty() {
+                "off".into()
+            } else {
+                format!(
+                    "by Windows, in {}",
+                    self.change_tracking_files.join(" and ")
+                )
+            },
+        )?;
         row(
             "host sectors",
             format!(

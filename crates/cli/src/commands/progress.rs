@@ -1,6 +1,5 @@
 //! `vhdkit progress`: how far the operations of all processes are.
 
-use std::fmt::Write;
 use std::path::Path;
 use std::thread::sleep;
 use std::time::{Duration, SystemTime};
@@ -93,7 +92,8 @@ impl<'a> Row<'a> {
 
 /// `convert   42% [====>     ]  1.2 GiB of 2.86 GiB  12s  pid 4711  /disks/new.vhdx`
 ///
-/// At most so many characters: of a path that does not fit the end is shown.
+/// At most so many characters: of a path that does not fit the end is shown, and before that becomes too short other
+/// things are left out.
 fn line(operation: &PublishedOperation, most: usize) -> String {
     const WIDTH: u64 = 10;
     let progress = operation.progress();
@@ -115,29 +115,64 @@ fn line(operation: &PublishedOperation, most: usize) -> String {
     } else {
         "   ?".into()
     };
-    let mut line = format!("{:<8} {percent} [{bar}]", operation.name());
     let current = size::short(progress.current);
-    let _ = match operation.unit() {
-        Unit::Bytes => write!(line, "  {current} of {}", size::short(progress.completion)),
-        Unit::BytesSoFar => write!(line, "  {current} so far"),
-        _ => Ok(()),
+    let amount = match operation.unit() {
+        Unit::Bytes => format!("{current} of {}", size::short(progress.completion)),
+        Unit::BytesSoFar => format!("{current} so far"),
+        _ => String::new(),
     };
     let elapsed = SystemTime::now().duration_since(operation.started());
     let elapsed = Duration::from_secs(elapsed.map_or(0, |d| d.as_secs()));
-    let _ = write!(
-        line,
-        "  {}  pid {}  ",
-        humantime::format_duration(elapsed),
-        operation.pid()
-    );
-    if operation.is_cancel_requested() {
-        line.push_str("(stopping)  ");
+    let stopping = if operation.is_cancel_requested() {
+        "(stopping)"
+    } else {
+        ""
+    };
+    fitted(
+        &format!("{:<8} {percent}", operation.name()),
+        [
+            &format!("[{bar}]"),
+            &amount,
+            &humantime::format_duration(elapsed).to_string(),
+            &format!("pid {}", operation.pid()),
+            stopping,
+        ],
+        &text(operation.path()),
+        most,
+    )
+}
+
+/// So many characters of a path tell which it is.
+const LEAST_OF_PATH: usize = 24;
+
+/// The parts of a line in their order, as far as they fit beside enough of the path.
+fn fitted(name: &str, mut parts: [&str; 5], path: &str, most: usize) -> String {
+    const LEFT_OUT: [usize; 4] = [3, 2, 1, 0];
+    let wanted = path.chars().count().min(LEAST_OF_PATH);
+    let joined = |parts: &[&str]| {
+        let mut line = name.to_owned();
+        for (i, part) in parts
+            .iter()
+            .enumerate()
+            .filter(|(_, part)| !part.is_empty())
+        {
+            line.push_str(if i == 0 { " " } else { "  " });
+            line.push_str(part);
+        }
+        line + "  "
+    };
+    let mut line = joined(&parts);
+    for part in LEFT_OUT {
+        if line.chars().count().saturating_add(wanted) <= most {
+            break;
+        }
+        parts[part] = "";
+        line = joined(&parts);
     }
-    let path = text(operation.path());
     let room = most.saturating_sub(line.chars().count());
     let surplus = path.chars().count().saturating_sub(room);
     if surplus == 0 {
-        line.push_str(&path);
+        line.push_str(path);
     } else {
         line.push_str("...");
         line.extend(path.chars().skip(surplus + 3));
@@ -302,5 +337,42 @@ impl View for Log {
     ) -> Result<(), Failure> {
         self.shown.retain(|(id, _)| id != operation.id());
         out.line(ending(operation, standing))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::fitted;
+
+    #[test]
+    fn of_a_line_that_is_too_long_the_name_and_the_end_of_the_path_stay() {
+        let parts = ["[====>     ]", "1.2 GiB of 2.86 GiB", "12s", "pid 4711", ""];
+        let shown = |most| {
+            fitted(
+                "convert   42%",
+                parts,
+                "/srv/disks/of/many/guests/new.vhdx",
+                most,
+            )
+        };
+        assert_eq!(
+            shown(usize::MAX),
+            "convert   42% [====>     ]  1.2 GiB of 2.86 GiB  12s  pid 4711  /srv/disks/of/many/guests/new.vhdx"
+        );
+        assert_eq!(
+            shown(90),
+            "convert   42% [====>     ]  1.2 GiB of 2.86 GiB  12s  pid 4711  ...of/many/guests/new.vhdx"
+        );
+        assert_eq!(
+            shown(79),
+            "convert   42% [====>     ]  1.2 GiB of 2.86 GiB  12s  ...f/many/guests/new.vhdx"
+        );
+        assert_eq!(
+            shown(59),
+            "convert   42% [====>     ]  ...isks/of/many/guests/new.vhdx"
+        );
+        assert_eq!(shown(40), "convert   42%  ...f/many/guests/new.vhdx");
+        assert_eq!(shown(20), "convert   42%  ...dx");
+        assert!((0..100).all(|most| shown(most).chars().count() <= most));
     }
 }

@@ -61,6 +61,44 @@ fn info() {
 }
 
 #[test]
+fn info_with_details() {
+    let folder = Folder::new();
+    folder.ok("create a.vhdx 64M --block-size 1M");
+    folder.fill("data", 1 << 20);
+    folder.put("a.vhdx", "4M", "data");
+    let mut info = folder.json("info a.vhdx --details --json");
+    let details = &mut info["details"];
+    for field in ["host_logical_sector_size", "host_physical_sector_size"] {
+        assert!(details[field].as_u64() >= Some(512), "{details}");
+        details[field] = json!(0);
+    }
+    assert_eq!(
+        *details,
+        json!({
+            "payload": 1 << 20,
+            "structures": 4 << 20,
+            "free": 0,
+            "packed_size": 5 << 20,
+            "allocated_blocks": 1,
+            "fragmentation_percent": 0,
+            "is_4k_aligned": true,
+            "smallest_safe_size": null,
+            "parent_location": null,
+            "change_tracking_files": [],
+            "host_logical_sector_size": 0,
+            "host_physical_sector_size": 0,
+            "host_is_remote": false,
+        })
+    );
+    // As Windows' backups leave them.
+    folder.fill("a.vhdx.rct", 512);
+    let info = folder.json("info a.vhdx --details --json");
+    let files = info["details"]["change_tracking_files"].as_array().unwrap();
+    assert_eq!(files.len(), 1);
+    assert!(files[0].as_str().unwrap().ends_with("a.vhdx.rct"));
+}
+
+#[test]
 fn map() {
     let folder = Folder::new();
     folder.ok("create a.img 1M");

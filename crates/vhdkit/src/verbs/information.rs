@@ -10,7 +10,7 @@
 //! | is 4k aligned | [`is_4k_aligned`] |
 //! | physical disk | [`HostDisk`](crate::storage::HostDisk) |
 //! | is loaded | known to who attached it |
-//! | change tracking state | not known before changes are tracked |
+//! | change tracking state | off, unless there are [`change_tracking_files`] |
 //!
 //! [`ImageInfo`]: crate::image::ImageInfo
 
@@ -43,6 +43,14 @@ pub fn parent_location(disk: &VirtualDisk, map: &ParentMap) -> Option<ParentLoca
             Err(_) => ParentLocation::Candidates(reference.paths.clone()),
         },
     })
+}
+
+/// Files in which Windows keeps track of changes to the disk (`disk.vhdx.rct`, `disk.vhdx.mrt`), if they lie beside it.
+/// What they hold is not known, nor do they hear of what is written here; without them no changes are tracked.
+pub fn change_tracking_files(disk: &VirtualDisk) -> Vec<PathBuf> {
+    let path = disk.path();
+    let beside = ["rct", "mrt"].map(|extension| path.with_added_extension(extension));
+    beside.into_iter().filter(|path| path.exists()).collect()
 }
 
 /// How the space of the leaf's file is used.

@@ -104,7 +104,13 @@ fn get() -> Group {
                 assert!(same(unsafe { info.Anonymous.VirtualDiskId }, guid(5)));
                 code
             };
-            "GET_VIRTUAL_DISK_INFO_CHANGE_TRACKING_STATE": REFUSED, "" => |lab| ask(lab, GET_VIRTUAL_DISK_INFO_CHANGE_TRACKING_STATE).0;
+            "GET_VIRTUAL_DISK_INFO_CHANGE_TRACKING_STATE": SAME, "off; 50 if Windows' files of tracked changes (`.rct`, `.mrt`) lie beside the disk" => |lab| {
+                let (code, info) = ask(lab, GET_VIRTUAL_DISK_INFO_CHANGE_TRACKING_STATE);
+                // SAFETY: the arm of this kind.
+                let state = unsafe { info.Anonymous.ChangeTrackingState };
+                assert_eq!((state.Enabled, state.NewerChanges, state.MostRecentId[0]), (0, 0, 0));
+                code
+            };
         },
     }
 }
