@@ -230,7 +230,7 @@ struct Compaction<'a> {
     /// Units done: bytes read, also of tables, for bytes moved [`MOVE_COST`], and a part of those cut off.
     done: u64,
     left: Left,
-    /// The image knows that blocks will be given back or moved.
+    /// The image has been told that blocks will be given back.
     is_prepared: bool,
     /// Blocks that were given back, and the bytes of their bitmaps.
     blocks: u64,
@@ -262,7 +262,7 @@ impl Left {
     }
 }
 
-/// Before the first change: what it has to know is read, and that is seen.
+/// Before the first block is given back: what that has to know is read, and that is seen.
 fn prepare(image: &mut dyn Image, seen: &mut Seen, monitor: &Monitor) -> Result<()> {
     let (done, all) = (seen.done(), seen.all());
     let mut units = 0;
@@ -338,14 +338,6 @@ impl Compaction<'_> {
     }
 
     fn pack(&mut self) -> Result<()> {
-        if !self.is_prepared {
-            let (seen, monitor) = (&mut self.seen, self.monitor);
-            self.disk.change_chain(|chain| {
-                let leaf = chain.split(0).0.image_mut();
-                prepare(leaf, seen, monitor)
-            })?;
-            (self.done, self.left) = (self.seen.done(), self.seen.left());
-        }
         let mut budget = FIRST_STEP;
         let (mut uncommitted, mut committed) = (0, Instant::now());
         loop {

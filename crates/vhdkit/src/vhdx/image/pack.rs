@@ -8,6 +8,7 @@ use crate::error::{Context, Result};
 use crate::image::{Image, Packed, PackingStep, PackingTold};
 use crate::storage::{CopyRun, copy_runs};
 use crate::vhdx::bat::Slot;
+use crate::vhdx::journal::Session;
 use crate::vhdx::layout::{BAT_OFFSET_MASK, Guid, REGION_BAT, REGION_METADATA};
 use crate::vhdx::pages::PagedTable;
 use crate::vhdx::plan::{Movable, Move, Plan};
@@ -37,7 +38,9 @@ impl VhdxImage {
             return Ok(Packed::default());
         };
         self.journal.defer_punching(true);
-        self.begin_structure()?;
+        self.plan_session(Session::Structure, &mut |bytes| {
+            told(PackingStep::Read(bytes))
+        })?;
         let moves = &packing.plan.moves[packing.made..];
         let (now, later) = moves.split_at(batch(moves, budget));
         match now {
