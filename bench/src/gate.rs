@@ -33,6 +33,7 @@ pub(crate) fn run_all(scratch: &Scratch, vhdkit: &str) -> Result<bool> {
     first_touch(scratch, vhdkit, &mut gates)?;
     information(scratch, vhdkit, &mut gates)?;
     in_place(scratch, vhdkit, &mut gates)?;
+    writing(scratch, vhdkit, &mut gates)?;
     for format in ["vhdx", "vhd"] {
         compaction(scratch, vhdkit, format, &mut gates)?;
         merge(scratch, vhdkit, format, &mut gates)?;
@@ -200,6 +201,27 @@ fn in_place(scratch: &Scratch, vhdkit: &str, gates: &mut Vec<Gate>) -> Result<()
         ));
     }
     crate::verify::same(&original, &image)
+}
+
+/// What `write` leaves to the last barrier, which nobody sees move.
+fn writing(scratch: &Scratch, vhdkit: &str, gates: &mut Vec<Gate>) -> Result<()> {
+    const SIZE: u64 = 768 * MIB;
+    let raw = scratch.in_memory("gate-write.raw");
+    let image = scratch.on_disk("gate-write.vhdx");
+    images::make(&raw, Kind::Rand, SIZE)?;
+    run(&Argv::new(&[vhdkit, "create", &image, "768M"]))?;
+    let shell = format!("exec '{vhdkit}' write '{image}' --offset 0 < '{raw}'");
+    let traced = trace_only("fdatasync", &Argv::new(&["sh", "-c", &shell]))?;
+    crate::verify::same(&raw, &image)?;
+    gates.push(Gate {
+        what: "MiB per fdatasync of write".into(),
+        measured: ratio(SIZE / MIB, traced.count("fdatasync")),
+        allowed: 64.0,
+    });
+    for path in [raw, image] {
+        std::fs::remove_file(path)?;
+    }
+    Ok(())
 }
 
 /// What requests that come together cost a server: one read of the file each, and few calls for all replies.

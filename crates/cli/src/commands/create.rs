@@ -28,20 +28,21 @@ enum Request {
 pub(crate) fn run(args: CreateArgs, session: &mut Session) -> Result<u8, Failure> {
     let (json, progress) = (args.output.json, args.progress.progress);
     let path = args.path.clone();
-    let (format, disk_type, virtual_size) = match request(args)? {
+    let (format, disk_type, virtual_size, disk) = match request(args)? {
         // What was just written is not read for this: the table of a large VHD has 4 MiB.
         Request::New(options) => {
             let made = make(options, progress, session)?;
-            (made.format, made.disk_type, made.virtual_size)
+            (made.format, made.disk_type, made.virtual_size, None)
         }
         Request::Copy(options) => {
             Conversion::run(options, progress, session)?;
-            let made = info::open_alone(&path)?.info();
-            (made.format, made.disk_type, made.virtual_size)
+            let disk = info::open_alone(&path)?;
+            let made = disk.info();
+            (made.format, made.disk_type, made.virtual_size, Some(disk))
         }
     };
     if json {
-        let disk = info::open_alone(&path)?;
+        let disk = disk.map_or_else(|| info::open_alone(&path), Ok)?;
         session.out.json(&info::Image::of(&disk.layers()[0]))?;
     } else {
         session.out.line(format!(
