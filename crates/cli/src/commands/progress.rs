@@ -137,6 +137,8 @@ fn line(operation: &PublishedOperation, most: usize) -> String {
             &format!("pid {}", operation.pid()),
             stopping,
         ],
+        // Where nobody knows how much there is, the bar says less than the amount.
+        if known { [3, 2, 1, 0] } else { [3, 2, 0, 1] },
         &text(operation.path()),
         most,
     )
@@ -145,9 +147,14 @@ fn line(operation: &PublishedOperation, most: usize) -> String {
 /// So many characters of a path tell which it is.
 const LEAST_OF_PATH: usize = 24;
 
-/// The parts of a line in their order, as far as they fit beside enough of the path.
-fn fitted(name: &str, mut parts: [&str; 5], path: &str, most: usize) -> String {
-    const LEFT_OUT: [usize; 4] = [3, 2, 1, 0];
+/// The parts of a line in their order, as far as they fit beside enough of the path; `left_out` are those that may go.
+fn fitted(
+    name: &str,
+    mut parts: [&str; 5],
+    left_out: [usize; 4],
+    path: &str,
+    most: usize,
+) -> String {
     let wanted = path.chars().count().min(LEAST_OF_PATH);
     let joined = |parts: &[&str]| {
         let mut line = name.to_owned();
@@ -162,7 +169,7 @@ fn fitted(name: &str, mut parts: [&str; 5], path: &str, most: usize) -> String {
         line + "  "
     };
     let mut line = joined(&parts);
-    for part in LEFT_OUT {
+    for part in left_out {
         if line.chars().count().saturating_add(wanted) <= most {
             break;
         }
@@ -347,14 +354,8 @@ mod tests {
     #[test]
     fn of_a_line_that_is_too_long_the_name_and_the_end_of_the_path_stay() {
         let parts = ["[====>     ]", "1.2 GiB of 2.86 GiB", "12s", "pid 4711", ""];
-        let shown = |most| {
-            fitted(
-                "convert   42%",
-                parts,
-                "/srv/disks/of/many/guests/new.vhdx",
-                most,
-            )
-        };
+        let path = "/srv/disks/of/many/guests/new.vhdx";
+        let shown = |most| fitted("convert   42%", parts, [3, 2, 1, 0], path, most);
         assert_eq!(
             shown(usize::MAX),
             "convert   42% [====>     ]  1.2 GiB of 2.86 GiB  12s  pid 4711  /srv/disks/of/many/guests/new.vhdx"
@@ -373,6 +374,10 @@ mod tests {
         );
         assert_eq!(shown(40), "convert   42%  ...f/many/guests/new.vhdx");
         assert_eq!(shown(20), "convert   42%  ...dx");
+        assert_eq!(
+            fitted("write       ?", parts, [3, 2, 0, 1], path, 60),
+            "write       ?  1.2 GiB of 2.86 GiB  .../many/guests/new.vhdx"
+        );
         assert!((0..100).all(|most| shown(most).chars().count() <= most));
     }
 }
